@@ -1,0 +1,58 @@
+"""Optimise the inputs of equilibrium networks at about the price of one inference, and train through it."""
+
+from jiio.constraint import Box, Constraint, Free, Intersection, L2Ball, LinfBall, Simplex
+from jiio.curvature import curvature, gauss_newton, inverse_of
+from jiio.deq import DEQ
+from jiio.fixed_point import fixed_point
+from jiio.implicit import implicit
+from jiio.nested import nested
+from jiio.optimizer import LBFGS, PGD, Adam
+from jiio.precondition import Constant, Diagonal, Linear, Matrix, Normalized, Scalar, Sign, Step, Switch
+from jiio.problem import Problem, State
+from jiio.regularize import jacobian_penalty, spectral_radius
+from jiio.solution import ConvergenceWarning, NotConverged, Solution, Status, Work
+from jiio.solve import solve
+from jiio.solver import Anderson, Broyden, Picard
+
+__version__ = "0.1.0"
+__all__ = [
+    "DEQ",
+    "LBFGS",
+    "PGD",
+    "Adam",
+    "Anderson",
+    "Box",
+    "Broyden",
+    "Constant",
+    "Constraint",
+    "ConvergenceWarning",
+    "Diagonal",
+    "Free",
+    "Intersection",
+    "L2Ball",
+    "Linear",
+    "LinfBall",
+    "Matrix",
+    "Normalized",
+    "NotConverged",
+    "Picard",
+    "Problem",
+    "Scalar",
+    "Sign",
+    "Simplex",
+    "Solution",
+    "State",
+    "Status",
+    "Step",
+    "Switch",
+    "Work",
+    "curvature",
+    "fixed_point",
+    "gauss_newton",
+    "implicit",
+    "inverse_of",
+    "jacobian_penalty",
+    "nested",
+    "solve",
+    "spectral_radius",
+]

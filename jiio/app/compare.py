@@ -1,0 +1,228 @@
+"""Work and time to a re-solved cost: how methods are compared (docs/measuring.md).
+
+A method is traced once, off the clock, to find how many steps it needs until the mean re-solved cost of the batch falls
+to each target; then exactly that many steps are timed, methods interleaved.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jiio import tree
+from jiio.joint import equilibrium
+from jiio.nested import nested
+from jiio.optimizer import Optimizer
+from jiio.precondition import Step
+from jiio.problem import Problem, State
+from jiio.solution import Work
+from jiio.solve import solve
+from jiio.solver import Picard, Solver
+
+NEVER_CONVERGED = 1e-12  # a tolerance that no sample meets, so that every step of a comparison is done for all
+RESOLVE_TOL = 1e-5
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The joint solve with an input step and a solver."""
+
+    step: Step | None
+    solver: Solver = Picard()
+
+    def run(self, problem: Problem, start: State, steps: int, watch: Callable[[int, Tensor], None] | None) -> Work:
+        """`steps` + 1 evaluations, so that the last iterate has taken `steps` steps; `watch(step, x)` sees each."""
+        callback = None if watch is None else (lambda k, s, now: watch(k, s.x))
+        solution = solve(
+            problem,
+            start,
+            step=self.step,
+            solver=self.solver,
+            max_steps=steps + 1,
+            tol=NEVER_CONVERGED,
+            on_failure="ignore",
+            callback=callback,
+        )
+        return solution.work
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Full solves before each step of an outer optimiser."""
+
+    optimizer: Optimizer
+    warm: bool
+    solve_tol: float = 1e-2
+
+    def run(self, problem: Problem, start: State, steps: int, watch: Callable[[int, Tensor], None] | None) -> Work:
+        """`steps` + 1 rounds."""
+        callback = None if watch is None else (lambda k, s, work: watch(k, s.x))
+        solution = nested(
+            problem,
+            start,
+            optimizer=self.optimizer,
+            rounds=steps + 1,
+            warm=self.warm,
+            solve_tol=self.solve_tol,
+            callback=callback,
+        )
+        return solution.work
+
+
+Method = Joint | Nested
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one target. f, vjp, cost_grad: evaluations a sample; work: these weighted by their measured prices,
+    f = 1. `steps` is None where the target was not reached within the budget."""
+
+    method: str
+    target: float
+    steps: int | None
+    seconds: float | None
+    f: float | None
+    vjp: float | None
+    cost_grad: float | None
+    work: float | None
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Seconds of one evaluation of the whole batch, and of one joint step."""
+
+    f: float
+    vjp: float
+    cost_grad: float
+
+    def weigh(self, work: Work) -> float:
+        """Work in evaluations of f."""
+        return (work.f * self.f + work.vjp * self.vjp + work.cost_grad * self.cost_grad) / self.f
+
+
+def resolved_cost(problem: Problem, z: Any, x: Tensor) -> Tensor:
+    """cost(z*(x), x) with z solved from the guess to a relative residual of 1e-5, (batch,)."""
+    solved = equilibrium(problem, z, x, work=Work(), tol=RESOLVE_TOL, max_steps=500)
+    with torch.no_grad():
+        return problem.cost(solved.value, x, *problem.context)
+
+
+def trace(method: Method, problem: Problem, start: State, *, steps: int, every: int = 1) -> list[tuple[int, float]]:
+    """(step, mean re-solved cost) along one run; the best of each sample so far, as a user keeps it."""
+    points: list[tuple[int, float]] = []
+
+    def watch(k: int, x: Tensor) -> None:
+        if k % every == 0 or k < 20:
+            points.append((k, float(resolved_cost(problem, start.z, x).mean())))
+
+    method.run(problem, start, steps, watch)
+    return points
+
+
+def steps_to(points: list[tuple[int, float]], target: float) -> int | None:
+    """The first step at or below `target`, None if there is none."""
+    return next((k for k, cost in points if cost <= target), None)
+
+
+def compare(
+    methods: dict[str, Method],
+    problem: Problem,
+    start: State,
+    *,
+    targets: dict[str, float],
+    budgets: dict[str, int],
+    repeats: int = 5,
+) -> tuple[list[Row], Prices]:
+    """Every method to every target: steps from one trace each, then medians of `repeats` interleaved timed runs."""
+    prices = measure_prices(problem, start)
+    needed = {
+        name: [steps_to(trace(method, problem, start, steps=budgets[name]), target) for target in targets.values()]
+        for name, method in methods.items()
+    }
+    cases = [(name, i) for name in methods for i, steps in enumerate(needed[name]) if steps is not None]
+    seconds: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+    work: dict[tuple[str, int], Work] = {}
+    for _ in range(repeats):
+        for name, i in cases:
+            began = time.perf_counter()
+            work[name, i] = methods[name].run(problem, start, needed[name][i], None)
+            seconds[name, i].append(time.perf_counter() - began)
+    rows = []
+    for name in methods:
+        for i, target in enumerate(targets.values()):
+            if (name, i) not in work:
+                rows.append(Row(name, target, None, None, None, None, None, None, 0))
+                continue
+            spent, batch = work[name, i], len(start.x)
+            rows.append(
+                Row(
+                    name,
+                    target,
+                    needed[name][i],
+                    statistics.median(seconds[name, i]),
+                    spent.f / batch,
+                    spent.vjp / batch,
+                    spent.cost_grad / batch,
+                    prices.weigh(spent) / batch,
+                    repeats,
+                )
+            )
+    return rows, prices
+
+
+def measure_prices(problem: Problem, start: State, *, repeats: int = 15) -> Prices:
+    """Medians of bare evaluations on the batch: f without graph; f with VJP less that; gradient of cost."""
+    x = start.x
+    z = equilibrium(problem, start.z, x, work=Work(), tol=1e-3).value
+    mu = tree.apply(torch.randn_like, z)
+    timings: dict[str, list[float]] = {"f": [], "pull": [], "cost": []}
+    for _ in range(repeats + 3):
+        for name, call in (
+            ("f", lambda: _forward(problem, z, x)),
+            ("pull", lambda: _pull(problem, z, x, mu)),
+            ("cost", lambda: _cost_gradient(problem, z, x)),
+        ):
+            began = time.perf_counter()
+            call()
+            timings[name].append(time.perf_counter() - began)
+    f, pull, cost = (statistics.median(timings[name][3:]) for name in ("f", "pull", "cost"))
+    return Prices(f, max(pull - f, 0.0), cost)
+
+
+def bare_step(problem: Problem, state: State) -> None:
+    """A bare forward, VJP of f and cost gradient: what a joint step is measured against."""
+    _pull(problem, state.z, state.x, state.mu)
+    _cost_gradient(problem, state.z, state.x)
+
+
+def _leaves(z: Any, x: Tensor) -> list[Tensor]:
+    return [leaf.detach().requires_grad_() for leaf in (*tree.leaves(z), x)]
+
+
+def _forward(problem: Problem, z: Any, x: Tensor) -> None:
+    with torch.no_grad():
+        problem.evaluate(z, x)
+
+
+def _pull(problem: Problem, z: Any, x: Tensor, mu: Any) -> None:
+    leaves = _leaves(z, x)
+    outputs = tree.leaves(problem.evaluate(tree.build(z, leaves[:-1]), leaves[-1]))
+    torch.autograd.grad(outputs, leaves, tree.leaves(mu), allow_unused=True)
+
+
+def _cost_gradient(problem: Problem, z: Any, x: Tensor) -> None:
+    leaves = _leaves(z, x)
+    cost = problem.cost(tree.build(z, leaves[:-1]), leaves[-1], *problem.context)
+    torch.autograd.grad(cost.sum(), leaves, allow_unused=True)
+
+
+def as_json(rows: list[Row]) -> list[dict[str, Any]]:
+    """Rows as plain dictionaries."""
+    return [asdict(row) | {"reached": row.steps is not None} for row in rows]

@@ -1,0 +1,172 @@
+"""Derivatives through a solution: one linear solve with the Jacobian of the system that the solve made vanish."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from jiio import tree
+from jiio.krylov import LinearSolution, gmres, minres
+from jiio.solution import ConvergenceWarning, NotConverged, OnFailure, Solution
+
+T = TypeVar("T")
+
+
+def implicit(
+    solution: Solution[T],
+    *,
+    tol: float = 1e-6,
+    max_steps: int = 300,
+    on_failure: OnFailure = "warn",
+    callback: Callable[[LinearSolution], None] | None = None,
+) -> T:
+    """`solution.value` as a function of every tensor that f, cost and context were built from, for `backward`.
+
+    The solution makes a system R(s, theta) vanish, so ds = -(dR/ds)^-1 dR/dtheta (implicit function theorem): the
+    backward pass solves one linear system in (dR/ds)^T. For a free x R is the gradient of the Lagrangian and its Jacobian
+    the symmetric, indefinite Hessian: MINRES. For a constrained x, and for an equilibrium alone: GMRES.
+
+    tol, max_steps: of the linear solve, relative residual and products. `callback` receives its result (with a status per
+    sample); samples that miss `tol` are reported according to `on_failure`. A solution that has itself not converged is
+    reported here too: its derivative is that of a point that is not a solution (unfinished, or on a kink of a ReLU cell).
+
+    The result can be differentiated once; a second derivative raises `RuntimeError`. Raises `ValueError` when nothing
+    that the solution depends on requires a gradient (a cell bound under `no_grad`, say).
+    """
+    if not torch.is_grad_enabled():
+        return solution.value
+    _report_unconverged(solution, on_failure)
+    state, residual = _system(solution)
+    if not _depends_on_more_than(state, residual):
+        raise ValueError(
+            "nothing to differentiate: the solution depends on no tensor that requires a gradient. Was the cell bound "
+            "under torch.no_grad(), or its context detached?"
+        )
+    options = _Options(solution.map, state, tol, max_steps, on_failure, callback)
+    values = [leaf.detach() for leaf in state]
+    return tree.build(solution.value, list(_Attach.apply(options, *values, *residual)))  # pyright: ignore
+
+
+def depends_on_parameters(solution: Solution[Any]) -> bool:
+    """Whether anything that the solution was built from requires a gradient."""
+    return _depends_on_more_than(*_system(solution))
+
+
+def _system(solution: Solution[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    state = [leaf.detach().requires_grad_() for leaf in tree.leaves(solution.value)]
+    return state, tree.leaves(solution.map.residual(tree.build(solution.value, state)))
+
+
+@dataclass(frozen=True)
+class _Options:
+    map: Any
+    state: list[Tensor]
+    tol: float
+    max_steps: int
+    on_failure: OnFailure
+    callback: Callable[[LinearSolution], None] | None
+
+
+class _Attach(torch.autograd.Function):
+    """Returns the state; its backward hands -(dR/ds)^-T v to the residual."""
+
+    @staticmethod
+    def forward(ctx: Any, options: _Options, *tensors: Tensor) -> tuple[Tensor, ...]:
+        count = len(options.state)
+        ctx.options = options
+        ctx.save_for_backward(*tensors[count:])
+        return tuple(leaf.clone() for leaf in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        residual = ctx.saved_tensors
+        with torch.enable_grad():  # under create_graph=True the saved tensors still carry their history
+            solved = _transposed_solve(ctx.options, residual, gradients)
+        if torch.is_grad_enabled():
+            solved = _Refuse.apply(len(solved), *solved, *residual)
+        return None, *[None] * len(gradients), *solved  # pyright: ignore
+
+
+class _Refuse(torch.autograd.Function):
+    """Identity that lies on every path of a second derivative and refuses it: s* and the solve would be held constant."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(leaf.clone() for leaf in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "the second derivative through an implicit solution is not implemented (it would be silently wrong): "
+            "differentiate an unrolled solve, or use finite differences of the first derivative"
+        )
+
+
+def _transposed_solve(options: _Options, residual: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """-(dR/ds)^-T v, leaf by leaf."""
+    form = tuple(options.state)
+
+    def product(w: Tensor) -> Tensor:
+        seeds = tree.leaves(tree.unflatten(w, form))
+        pulled = torch.autograd.grad(
+            residual, options.state, seeds, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return tree.flatten(tuple(pulled))
+
+    v = tree.flatten(tuple(gradients))
+    if options.map.symmetric:
+        solved = minres(product, v, tol=options.tol, max_steps=options.max_steps)
+    else:
+        solved = gmres(product, v, tol=options.tol, max_steps=options.max_steps)
+    if options.callback is not None:
+        options.callback(solved)
+    _report_adjoint(solved, options)
+    return [-leaf for leaf in tree.leaves(tree.unflatten(solved.value, form))]
+
+
+def _report_adjoint(solved: LinearSolution, options: _Options) -> None:
+    failed = int((~solved.converged).sum())
+    if not failed or options.on_failure == "ignore":
+        return
+    message = (
+        f"the adjoint solve of {failed} of {len(solved.converged)} samples stopped at a relative residual of up to "
+        f"{float(solved.residual.max()):.1e}, tolerance {options.tol:.1e}. Try: a larger max_steps or tol of implicit(...)."
+    )
+    if options.on_failure == "raise":
+        raise NotConverged(message, solved)
+    warnings.warn(message, ConvergenceWarning, stacklevel=2)
+
+
+def _depends_on_more_than(state: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether the graph of `outputs` ends in any leaf outside `state`."""
+    inside = {id(leaf) for leaf in state}
+    seen: set[Any] = set()
+    nodes = [out.grad_fn for out in outputs if out.grad_fn is not None]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in inside:
+            return True
+        nodes.extend(next_node for next_node, _ in node.next_functions)
+    return False
+
+
+def _report_unconverged(solution: Solution[Any], on_failure: OnFailure) -> None:
+    failed = int((~solution.converged).sum())
+    if not failed or on_failure == "ignore":
+        return
+    message = (
+        f"{failed} of {solution.status.numel()} samples have not converged: their implicit derivative is not that of a "
+        "solution. Solve them further, or leave them out of the loss with solution.converged."
+    )
+    if on_failure == "raise":
+        raise NotConverged(message, solution)
+    warnings.warn(message, ConvergenceWarning, stacklevel=3)

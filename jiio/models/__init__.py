@@ -1,0 +1,19 @@
+"""Equilibrium cells and the models on them."""
+
+from jiio.models.activation import Activation
+from jiio.models.cell import WellPosedCell
+from jiio.models.generator import Generator, GeneratorConfig, generator
+from jiio.models.injection import LatentInjection
+from jiio.models.mdeq import MDEQ
+from jiio.models.spectral import convolution_norm
+
+__all__ = [
+    "MDEQ",
+    "Activation",
+    "Generator",
+    "GeneratorConfig",
+    "LatentInjection",
+    "WellPosedCell",
+    "convolution_norm",
+    "generator",
+]

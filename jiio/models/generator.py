@@ -1,0 +1,143 @@
+"""A generator: latent vector -> equilibrium -> image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jiio.models.activation import Activation, Name
+from jiio.models.cell import Cell, WellPosedCell
+from jiio.models.injection import LatentInjection, Maps, Shape
+from jiio.models.mdeq import MDEQ
+from jiio.models.spectral import convolution_norm
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """All that rebuilds a `Generator` but its weights. `to_dict` and `from_dict` go through JSON.
+
+    image_shape: (channels, height, width).  latent: entries of x.  channels: of the cell's scales, finest first; the
+    finest has sides / patch, each further one half of that.  driven: the scales that x enters.  contraction, unit_gain,
+    readout_gain: bounds on the cell in z, in x (`LatentInjection`) and on the readout.
+    """
+
+    image_shape: Shape = (1, 28, 28)
+    latent: int = 32
+    channels: tuple[int, ...] = (32, 64)
+    patch: int = 2
+    cell: Literal["well_posed", "mdeq"] = "well_posed"
+    contraction: float = 0.9
+    unit_gain: float = 1.0
+    readout_gain: float = 1.0
+    driven: tuple[int, ...] | None = None
+    activation: Name = "silu"
+
+    def __post_init__(self) -> None:
+        divisor = self.patch * 2 ** (len(self.channels) - 1)
+        _, height, width = self.image_shape
+        if height % divisor or width % divisor or not height or not width:
+            raise ValueError(
+                f"an image of {height}x{width} does not divide by {divisor} = patch {self.patch} times 2 for each further "
+                f"scale of channels {self.channels}: resize or pad it, or use fewer scales or a smaller patch"
+            )
+        if self.cell not in ("well_posed", "mdeq"):
+            raise ValueError(f"cell must be 'well_posed' or 'mdeq', got {self.cell!r}")
+        if not self.readout_gain > 0:
+            raise ValueError(f"readout_gain must be positive, got {self.readout_gain}")
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """(channels, height, width) of the scales of z."""
+        _, height, width = self.image_shape
+        sides = [(height // (self.patch << s), width // (self.patch << s)) for s in range(len(self.channels))]
+        return tuple((count, *side) for count, side in zip(self.channels, sides, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GeneratorConfig:
+        """The inverse of `to_dict`, also after JSON made lists of the tuples."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+class Generator(nn.Module):
+    """x (batch, latent) -> z* = f(z*, x) -> image (batch, channels, height, width), about in [0, 1], not clipped.
+
+    The readout is one 3x3 convolution of the finest scale, of norm at most `readout_gain`, and a pixel shuffle: cheaper
+    than f. Bind once per solve: `f = model.cell()`, `readout = model.decoder()`.
+
+    Buffers that training keeps up to date, for the latent problems of `jiio.tasks.generation`: `curvature` (latent,
+    latent), the average Gauss-Newton matrix of half the squared pixel error; `latent_mean` and `latent_precision`, a
+    Gaussian fitted to the latents of the training images; `residual_variance`, of a pixel about its reconstruction.
+
+    >>> model = generator(GeneratorConfig(image_shape=(1, 8, 8), latent=16, channels=(8, 16)))
+    >>> x = torch.zeros(2, 16)
+    >>> model.readout(model.cell()(model.start(x), x)).shape
+    torch.Size([2, 1, 8, 8])
+    """
+
+    curvature: Tensor
+    latent_mean: Tensor
+    latent_precision: Tensor
+    residual_variance: Tensor
+
+    def __init__(self, config: GeneratorConfig, equilibrium: WellPosedCell | MDEQ):
+        super().__init__()
+        self.config, self.equilibrium = config, equilibrium
+        outputs = config.image_shape[0] * config.patch**2
+        width = config.channels[0]
+        self.weight = nn.Parameter(0.1 * torch.randn(outputs, width, 3, 3))
+        self.openness = nn.Parameter(torch.tensor(-1.0))  # the readout's norm is readout_gain sigmoid(openness)
+        self.bias = nn.Parameter(torch.zeros(config.image_shape))
+        self.register_buffer("curvature", torch.eye(config.latent))
+        self.register_buffer("latent_mean", torch.zeros(config.latent))
+        self.register_buffer("latent_precision", torch.eye(config.latent))
+        self.register_buffer("residual_variance", torch.ones(()))
+
+    def cell(self) -> Cell:
+        """f(z, x) with weights bound once, with graph where gradients are enabled."""
+        return self.equilibrium.cell()
+
+    def start(self, x: Tensor) -> Maps:
+        """z = 0 for the latents x."""
+        return tuple(
+            x.new_zeros(len(x), h, w, c).permute(0, 3, 1, 2) for c, h, w in self.config.shapes
+        )
+
+    def decoder(self) -> Callable[[Maps], Tensor]:
+        """The readout z -> image with weights bound once, with graph where gradients are enabled."""
+        norm = self.config.readout_gain * torch.sigmoid(self.openness)
+        weight = self.weight * (norm / convolution_norm(self.weight).clamp_min(1e-12))
+        bias = self.bias + 0.0
+
+        def readout(z: Maps) -> Tensor:
+            return F.pixel_shuffle(F.conv2d(z[0], weight, padding=1), self.config.patch) + bias
+
+        return readout
+
+    def readout(self, z: Maps) -> Tensor:
+        """The image of an equilibrium, (batch, channels, height, width)."""
+        return self.decoder()(z)
+
+
+def generator(config: GeneratorConfig) -> Generator:
+    """A `Generator` with fresh weights from torch's global random state.
+
+    >>> generator(GeneratorConfig()).config.shapes
+    ((32, 14, 14), (64, 7, 7))
+    """
+    injection = LatentInjection(config.latent, config.shapes, driven=config.driven, unit_gain=config.unit_gain)
+    if config.cell == "mdeq":
+        return Generator(config, MDEQ(injection, channels=config.channels))
+    activation = Activation(config.activation)
+    cell = WellPosedCell(
+        injection, channels=config.channels, contraction=config.contraction, activation=activation
+    )
+    return Generator(config, cell)

@@ -1,0 +1,135 @@
+"""The baseline: a full equilibrium and adjoint solve before every step of an outer optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jiio import tree
+from jiio.fixed_point import Evaluation, compared, iterate
+from jiio.joint import JointMap, Overshoot, equilibrium
+from jiio.optimizer import LBFGS, PGD, Adam, Optimizer
+from jiio.precondition import Rule, Scalar, Step
+from jiio.problem import Problem, State
+from jiio.solution import OnFailure, Solution, Status, Work, settle_failure
+from jiio.solve import cost_slope
+from jiio.solver import Anderson, Solver
+from jiio.tree import Tree
+
+RoundCallback = Callable[[int, State, Work], None]
+
+
+@dataclass(frozen=True)
+class _AdjointMap:
+    """mu -> J_z^T mu + dcost/dz at a fixed (z, x), from one kept graph of f."""
+
+    outputs: list[Tensor]
+    z: list[Tensor]
+    slope: Tree
+    work: Work
+    blocks: tuple[str, ...] = ("mu",)
+    compactable: bool = False
+
+    def evaluate(self, s: Tree, k: int) -> Evaluation:
+        """One vector-Jacobian product."""
+        pulled = torch.autograd.grad(self.outputs, self.z, tree.leaves(s), retain_graph=True, materialize_grads=True)
+        self.work.add(vjp=len(pulled[0]))
+        moved = tree.apply(torch.add, tree.build(s, list(pulled)), self.slope)
+        return compared(s, moved)
+
+    def project(self, s: Tree) -> Tree:
+        """Every multiplier is feasible."""
+        return s
+
+    def finish(self, s: Tree, now: Evaluation) -> tuple[Tree, Evaluation]:
+        """Nothing to improve."""
+        return s, now
+
+    def select(self, rows: Tensor) -> _AdjointMap:
+        """Refused: the graph belongs to the whole batch."""
+        raise TypeError("an adjoint map can't be restricted to some samples")
+
+
+def input_gradient(
+    problem: Problem, z: Tree, mu: Tree, x: Tensor, *, work: Work, tol: float, max_steps: int = 60,
+    solver: Solver = Anderson(),
+) -> tuple[Tree, Tensor, Tensor]:  # fmt: skip
+    """(mu, dcost(z*(x), x)/dx, cost) at an equilibrium `z`: one cost gradient, one forward, an adjoint solve from `mu`."""
+    leaves = [leaf.detach().requires_grad_() for leaf in (*tree.leaves(z), x)]
+    z, x = tree.build(z, leaves[:-1]), leaves[-1]
+    with torch.enable_grad():
+        outputs = tree.leaves(problem.evaluate(z, x))
+        cost = problem.cost(z, x, *problem.context)
+    *slope, slope_x = torch.autograd.grad(
+        [cost], leaves, [torch.ones_like(cost)], retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    work.add(f=len(x), cost_grad=len(x))
+    F = _AdjointMap(outputs, leaves[:-1], tree.build(z, slope), work)
+    mu = iterate(F, mu, solver=solver, max_steps=max_steps, tol=(tol,)).value
+    pulled = torch.autograd.grad(outputs, [x], tree.leaves(mu), allow_unused=True, materialize_grads=True)
+    work.add(vjp=len(x))
+    return mu, pulled[0] + slope_x, cost.detach()
+
+
+def nested(
+    problem: Problem,
+    start: State,
+    *,
+    optimizer: Optimizer = Adam(),
+    rounds: int = 100,
+    warm: bool = False,
+    solve_tol: float = 1e-2,
+    solver: Solver = Anderson(),
+    tol: float = 1e-2,
+    on_failure: OnFailure = "ignore",
+    callback: RoundCallback | None = None,
+) -> Solution[State]:
+    """Minimise cost(z*(x), x) by `rounds` steps of an outer optimiser, z and mu solved to `solve_tol` before each.
+
+    warm: start each solve at the last one's z and mu, instead of at the start's. The returned x of a sample is the best
+    one met. `callback(round, state, work)` sees each solved state. The residuals are those of `solve`, measured once at
+    the end; a baseline that ran its rounds is usually BUDGET, so failure is not reported unless asked.
+    """
+    problem.check(start)
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    work = Work()
+    slope = cost_slope(problem, start, work=work)
+    x, memory = problem.constraint.project(start.x.detach()), optimizer.init(start.x)
+    state, best, best_cost = start, start, start.x.new_full((len(x),), torch.inf)
+    for k in range(rounds):
+        z0, mu0 = (state.z, state.mu) if warm else (start.z, start.mu)
+        solved = equilibrium(problem, z0, x, work=work, tol=solve_tol, solver=solver)
+        mu, gradient, cost = input_gradient(problem, solved.value, mu0, x, work=work, tol=solve_tol, solver=solver)
+        state = State(solved.value, mu, x)
+        better = cost < best_cost
+        best, best_cost = tree.where(better, state, best), torch.where(better, cost, best_cost)
+        if callback is not None:
+            callback(k, state, work)
+        x, memory = optimizer.step(memory, x, gradient, cost)
+        x = problem.constraint.project(x)
+    solution = _measured(problem, best, slope, work, _rule(optimizer), tol)
+    return settle_failure(solution, solution.residual.new_full((3,), tol), on_failure)
+
+
+def _rule(optimizer: Optimizer) -> Rule:
+    """The rule in whose units the residual of x is measured."""
+    if isinstance(optimizer, PGD):
+        return optimizer.rule
+    if isinstance(optimizer, LBFGS) and optimizer.initial is not None:
+        return optimizer.initial
+    return Scalar(1.0)
+
+
+def _measured(problem: Problem, state: State, slope: Tensor, work: Work, rule: Rule, tol: float) -> Solution[State]:
+    still = Overshoot(torch.ones_like(slope), torch.zeros_like(state.x))
+    F = JointMap(problem, Step(rule, lag=None), slope, Work(), tol, still)
+    now = F.evaluate(state, 0)
+    converged = (now.residual <= tol).all(1)
+    status = torch.where(converged, int(Status.CONVERGED), int(Status.BUDGET))
+    status = torch.where(now.residual.isfinite().all(1), status, int(Status.NON_FINITE))
+    steps = torch.full_like(status, 0)
+    return Solution(state, now.residual, F.blocks, now.merit, status, steps, work, F)

@@ -1,0 +1,141 @@
+"""The problem: minimise cost(z, x) over x in X subject to z = f(z, x), and its Lagrangian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from jiio import tree
+from jiio.constraint import Constraint, Free
+from jiio.fixed_point import check_start, require_same_form
+from jiio.tree import Tree
+
+
+class State(NamedTuple):
+    """A joint iterate. z: equilibrium, a tree; mu: multiplier, of the form of z; x: the input, (batch, ...)."""
+
+    z: Tree
+    mu: Tree
+    x: Tensor
+
+
+class Gradients(NamedTuple):
+    """One evaluation of the problem at a state: f, cost, and the gradient of the Lagrangian but for -mu in z."""
+
+    f: Tree
+    cost: Tensor
+    z: Tree
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """minimise over x in `constraint`: cost(z, x)  subject to  z = f(z, x).   (JIIO paper, arXiv 2111.13236)
+
+    f(z, x, *context) returns a tree of the shapes and dtypes of z; cost(z, x, *context) has shape (batch,). One batch
+    element is one independent problem. Give everything that belongs to a sample (targets, masks, labels) as `context`,
+    each leaf with the batch first: the library then takes finished samples out of the batch. Data hidden in a closure
+    are still solved right, but every sample is computed until the last one is done.
+    compute_dtype: f is called with z, x and float context in this dtype and its result is cast back (bfloat16 cell,
+    float32 iteration).
+
+    >>> problem = Problem(lambda z, x: 0.5 * z.tanh() + x, lambda z, x, y: (z - y).square().sum(1), context=(torch.ones(4, 3),))
+    >>> problem.lagrangian(State(torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(4, 3)))
+    tensor([3., 3., 3., 3.])
+    """
+
+    f: Callable[..., Tree]
+    cost: Callable[..., Tensor]
+    constraint: Constraint = Free()
+    context: tuple[Any, ...] = ()
+    compute_dtype: torch.dtype | None = field(default=None, kw_only=True)
+
+    def start(self, x: Tensor, z: Tree) -> State:
+        """A state at `x` with equilibrium guess `z` and multiplier 0."""
+        return State(z, tree.apply(torch.zeros_like, z), x)
+
+    def evaluate(self, z: Tree, x: Tensor) -> Tree:
+        """f(z, x), in `compute_dtype` where one is declared."""
+        if self.compute_dtype is None:
+            return self.f(z, x, *self.context)
+        low = self.compute_dtype
+
+        def cast(leaf: Tensor) -> Tensor:
+            return leaf.to(low) if leaf.is_floating_point() else leaf
+
+        fz = self.f(tree.apply(cast, z), cast(x), *(tree.apply(cast, part) for part in self.context))
+        return tree.apply(lambda leaf, like: leaf.to(like.dtype), fz, z)
+
+    def lagrangian(self, state: State) -> Tensor:
+        """L = cost(z, x) + <mu, f(z, x) - z>, shape (batch,), with graph.
+
+        At a converged solution of a smooth problem its gradient in any parameter of f or cost, with the state held
+        constant, is the gradient of the optimal cost (envelope theorem): no further solve. It is not where the solve did
+        not converge, or at a kink of a ReLU cell, where no stationary state exists.
+        """
+        z, mu, x = state
+        defect = tree.apply(torch.sub, self.evaluate(z, x), z)
+        return self.cost(z, x, *self.context) + tree.inner(mu, defect)
+
+    def gradients(self, state: State, *, graph: bool = False) -> Gradients:
+        """f, cost, J_z^T mu + dcost/dz and J_x^T mu + dcost/dx from one forward and one backward pass.
+
+        With `graph` the result can be differentiated again, in the state's tensors too; without, nothing is kept.
+        """
+        prepare = _differentiable if graph else _leaf
+        z, x = tree.apply(prepare, state.z), prepare(state.x)
+        with torch.enable_grad():
+            fz = self.evaluate(z, x)
+            cost = self.cost(z, x, *self.context)
+        # seeding f with mu and cost with 1 is the gradient of the Lagrangian without forming <mu, f - z>
+        outputs = [*tree.leaves(fz), cost]
+        seeds = [*tree.leaves(state.mu), torch.ones_like(cost)]
+        used = [(out, seed) for out, seed in zip(outputs, seeds, strict=True) if out.requires_grad]
+        inputs = [*tree.leaves(z), x]
+        gradients = torch.autograd.grad(
+            [out for out, _ in used],
+            inputs,
+            [seed for _, seed in used],
+            create_graph=graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        if not graph:
+            fz, cost = tree.detach(fz), cost.detach()
+        return Gradients(fz, cost, tree.build(state.z, list(gradients[:-1])), gradients[-1])
+
+    def select(self, rows: Tensor) -> Problem:
+        """The problem of the samples `rows`."""
+        context = tuple(tree.select(part, rows) for part in self.context)
+        return replace(self, constraint=self.constraint.select(rows), context=context)
+
+    def check(self, start: State) -> None:
+        """`ValueError`, naming shapes and values, for a problem and start that can't be solved."""
+        check_start(start)
+        z, mu, x = start
+        require_same_form("mu", z, mu)
+        batch = tree.batch_size(start)
+        for part in self.context:
+            if tree.batch_size(part) != batch:
+                raise ValueError(
+                    f"every leaf of context needs the batch first: x has {batch} samples, context {tree.batch_size(part)}"
+                )
+        with torch.no_grad():
+            require_same_form("f", z, self.evaluate(z, x))
+            cost = self.cost(z, x, *self.context)
+        if cost.shape != (batch,):
+            raise ValueError(f"cost must return one number a sample, shape {(batch,)}; it returned {tuple(cost.shape)}")
+        if not cost.is_floating_point():
+            raise ValueError(f"cost must return floats, got {cost.dtype}")
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value.detach().requires_grad_()
+
+
+def _differentiable(value: Tensor) -> Tensor:
+    return value if value.requires_grad else _leaf(value)

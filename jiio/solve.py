@@ -1,0 +1,93 @@
+"""`solve`: equilibrium, adjoint and input in one iteration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from jiio import tree
+from jiio.curvature import automatic_step
+from jiio.fixed_point import Callback, check_budget, iterate
+from jiio.joint import COMPARABLE, JointMap, Overshoot, equilibrium
+from jiio.precondition import Step
+from jiio.problem import Problem, State
+from jiio.solution import OnFailure, Solution, Work, settle_failure
+from jiio.solver import Picard, Solver
+
+Tolerance = float | tuple[float, float, float]
+
+
+def solve(
+    problem: Problem,
+    start: State,
+    *,
+    step: Step | None = None,
+    solver: Solver = Picard(),
+    max_steps: int = 300,
+    tol: Tolerance = (1e-3, 1e-2, 1e-2),
+    on_failure: OnFailure = "warn",
+    callback: Callback | None = None,
+    trace: bool = False,
+) -> Solution[State]:
+    """Minimise cost over x and solve z = f(z, x) and its adjoint together (JIIO, arXiv 2111.13236, joint iteration).
+
+    First z settles at the start's x by evaluations of f alone; then every step moves z, mu and x from one forward and one
+    backward pass. No graph is built: afterwards take `problem.lagrangian(solution.value)` when the outer loss is the
+    cost, `implicit(solution)` when it is another.
+
+    step: rates and input rule; `None` estimates each sample's curvature at its start.
+    tol: relative residuals of (z, mu, x), or one number for all. Of x it is the distance that a full input step would
+    move it, divided by the constraint's scale (1 for a free x: latent units; the radius of a ball).
+    on_failure: "warn" with a `ConvergenceWarning`, "raise" `NotConverged`, or "ignore".
+
+    Raises `ValueError`, naming shapes or values, for input that can't be solved.
+
+    >>> target = torch.tensor([[0.3], [0.6]])
+    >>> problem = Problem(lambda z, x, y: 0.5 * torch.tanh(z) + x, lambda z, x, y: (z - y).square().sum(1), context=(target,))
+    >>> solution = solve(problem, problem.start(torch.zeros(2, 1), torch.zeros(2, 1)), tol=1e-4)
+    >>> bool(solution.converged.all()), bool((solution.value.z - target).abs().max() < 1e-3)
+    (True, True)
+    """
+    tolerances = tol if isinstance(tol, tuple) else (tol, tol, tol)
+    check_budget(max_steps, tolerances)
+    if len(tolerances) != 3:
+        raise ValueError(f"tol is one number or three, for (z, mu, x); got {tol}")
+    problem.check(start)
+    if step is not None:
+        step.rule.check(problem.constraint)
+    work = Work()
+    start = settle(problem, start, work=work, tol=max(tolerances[0], COMPARABLE) / 2)
+    if step is None:
+        step = automatic_step(problem, start.z, start.x, work=work)
+    if not isinstance(solver, Picard):
+        step = replace(step, cut=None)  # mixing needs a map that stays the same
+    slope = cost_slope(problem, start, work=work)
+    F = JointMap(
+        problem, step, slope, work, tolerances[0], Overshoot(torch.ones_like(slope), torch.zeros_like(start.x))
+    )
+    solution = iterate(F, start, solver=solver, max_steps=max_steps, tol=tolerances, callback=callback, trace=trace)
+    return settle_failure(solution, solution.residual.new_tensor(tolerances), on_failure)
+
+
+def settle(problem: Problem, start: State, *, work: Work, tol: float) -> State:
+    """The start with x made feasible and z at its equilibrium to `tol`, so that its cost can be compared."""
+    x = problem.constraint.project(start.x.detach())
+    z = equilibrium(problem, tree.detach(start.z), x, work=work, tol=tol).value
+    return State(z, tree.detach(start.mu), x)
+
+
+def cost_slope(problem: Problem, state: State, *, work: Work) -> Tensor:
+    """|dcost/dz| of each sample, (batch,): the size that the adjoint is measured against."""
+    work.add(cost_grad=len(state.x))
+    z = tree.apply(lambda leaf: leaf.detach().requires_grad_(), state.z)
+    with torch.enable_grad():
+        cost = problem.cost(z, state.x.detach(), *problem.context)
+    tiny = torch.finfo(cost.dtype).tiny
+    if not cost.requires_grad:
+        return torch.full_like(cost, tiny)
+    gradients = torch.autograd.grad(
+        [cost], tree.leaves(z), [torch.ones_like(cost)], allow_unused=True, materialize_grads=True
+    )
+    return tree.norm(tuple(gradients)).clamp_min(tiny)

@@ -1,0 +1,185 @@
+"""Solvers propose the next iterate of a fixed-point map, nothing else; stopping and failure live in `fixed_point`.
+
+`init(s)` makes a memory (a tree, every leaf with the batch first, so that the loop can select rows of it);
+`step(memory, k, s, fs)` takes the iterate s_k and F(s_k) and returns the next iterate and the memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from jiio import tree
+from jiio.tree import Tree
+
+
+class Solver(Protocol):
+    """What the loop needs of a solver."""
+
+    def init(self, s: Tree) -> Tree:
+        """Memory for iterates of the form of `s`."""
+        ...
+
+    def step(self, memory: Tree, k: int, s: Tree, fs: Tree) -> tuple[Tree, Tree]:
+        """The next iterate and the memory, from `fs` = F(`s`) at step `k` = 0, 1, ..."""
+        ...
+
+
+def _require_history(history: int) -> None:
+    if history < 1:
+        raise ValueError(f"history must be at least 1, got {history}")
+
+
+@dataclass(frozen=True)
+class Picard:
+    """Plain iteration s <- s + damping (F(s) - s), damping in (0, 1].
+
+    >>> Picard().step((), 0, torch.zeros(1, 1), torch.ones(1, 1))[0]
+    tensor([[1.]])
+    """
+
+    damping: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"damping must lie in (0, 1], got {self.damping}")
+
+    def init(self, s: Tree) -> Tree:
+        """No memory."""
+        return ()
+
+    def step(self, memory: Tree, k: int, s: Tree, fs: Tree) -> tuple[Tree, Tree]:
+        """F(s), damped."""
+        if self.damping == 1.0:
+            return fs, memory
+        return tree.apply(lambda a, b: torch.lerp(a, b, self.damping), s, fs), memory
+
+
+class _AndersonMemory(NamedTuple):
+    residuals: Tensor  # (batch, history, n), every leaf divided by its first residual's norm
+    values: Tensor  # (batch, history, n), F(s)
+    gram: Tensor  # (batch, history, history), inner products of residuals, in double precision
+    weights: Tensor  # (batch, leaves), what residuals were multiplied with
+
+
+@dataclass(frozen=True)
+class Anderson:
+    """Anderson mixing of type II (Walker and Ni 2011) of each sample on its own.
+
+    The next iterate is sum_i a_i F(s_i), where a minimises |sum_i a_i (F(s_i) - s_i)| with sum_i a_i = 1 over the last
+    `history` iterates. Residuals of the leaves are scaled to equal size at the start, and the normalised Gram matrix
+    gets a relative `ridge` above rounding (None: 1e-6 in float32, 1e-13 in float64). Memory: 2 history + 2 states.
+    """
+
+    history: int = 5
+    ridge: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_history(self.history)
+
+    def init(self, s: Tree) -> _AndersonMemory:
+        """Empty ring buffers."""
+        parts = tree.leaves(s)
+        batch, n = parts[0].shape[0], sum(part[0].numel() for part in parts)
+        buffers = [parts[0].new_zeros(batch, self.history, n) for _ in range(2)]
+        gram = parts[0].new_zeros(batch, self.history, self.history, dtype=torch.float64)
+        return _AndersonMemory(buffers[0], buffers[1], gram, parts[0].new_ones(batch, len(parts)))
+
+    def step(self, memory: _AndersonMemory, k: int, s: Tree, fs: Tree) -> tuple[Tree, _AndersonMemory]:
+        """Write one slot of the ring, one row of the Gram matrix, and mix."""
+        slot, used = k % self.history, min(k + 1, self.history)
+        if k == 0:
+            memory = memory._replace(weights=_equal_weights(s, fs))
+        _write(memory, slot, s, fs)
+        row = torch.einsum("bhn,bn->bh", memory.residuals[:, :used], memory.residuals[:, slot]).double()
+        memory.gram[:, slot, :used] = row
+        memory.gram[:, :used, slot] = row
+        mixing = self._mixing(memory.gram[:, :used, :used], memory.values.dtype)
+        return tree.unflatten(torch.einsum("bh,bhn->bn", mixing, memory.values[:, :used]), s), memory
+
+    def _mixing(self, gram: Tensor, dtype: torch.dtype) -> Tensor:
+        ridge = self.ridge if self.ridge is not None else (1e-13 if dtype == torch.float64 else 1e-6)
+        size = gram.diagonal(dim1=1, dim2=2).sqrt().clamp_min(torch.finfo(torch.float64).tiny ** 0.25)
+        normal = gram / (size[:, :, None] * size[:, None, :])
+        normal = normal + ridge * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+        solved, _ = torch.linalg.solve_ex(normal, (1 / size)[:, :, None])
+        mixing = solved[:, :, 0] / size
+        return (mixing / mixing.sum(1, keepdim=True)).to(dtype)
+
+
+def _equal_weights(s: Tree, fs: Tree) -> Tensor:
+    norms = torch.stack([tree.norm(b - a) for a, b in zip(tree.leaves(s), tree.leaves(fs), strict=True)], dim=1)
+    # a leaf that starts at its fixed point is not weighed up beyond the others
+    floor = 1e-3 * norms.amax(1, keepdim=True)
+    return 1 / torch.maximum(norms, floor).clamp_min(torch.finfo(norms.dtype).tiny ** 0.5)
+
+
+def _write(memory: _AndersonMemory, slot: int, s: Tree, fs: Tree) -> None:
+    offset = 0
+    for index, (a, b) in enumerate(zip(tree.leaves(s), tree.leaves(fs), strict=True)):
+        size = a[0].numel()
+        part = slice(offset, offset + size)
+        memory.values[:, slot, part] = b.flatten(1)
+        residual = memory.residuals[:, slot, part]
+        torch.sub(b.flatten(1), a.flatten(1), out=residual)
+        residual.mul_(memory.weights[:, index : index + 1])
+        offset += size
+
+
+class _BroydenMemory(NamedTuple):
+    s: Tensor  # (batch, n), the last iterate
+    g: Tensor  # (batch, n), its residual F(s) - s
+    u: Tensor  # (batch, history, n)
+    v: Tensor  # (batch, history, n), inverse Jacobian of F(s) - s is -I + sum_i u_i v_i^T
+
+
+@dataclass(frozen=True)
+class Broyden:
+    """Broyden's good method (1965) on F(s) - s, of each sample on its own, restarted after `history` updates.
+
+    An update whose denominator is below `guard` times the norms in it is skipped for that sample, as is a step's
+    correction that is not finite. Memory: 2 history + 3 states.
+    """
+
+    history: int = 20
+    guard: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _require_history(self.history)
+
+    def init(self, s: Tree) -> _BroydenMemory:
+        """No updates yet."""
+        flat = tree.flatten(s)
+        factors = [flat.new_zeros(flat.shape[0], self.history, flat.shape[1]) for _ in range(2)]
+        return _BroydenMemory(flat, torch.zeros_like(flat), factors[0], factors[1])
+
+    def step(self, memory: _BroydenMemory, k: int, s: Tree, fs: Tree) -> tuple[Tree, _BroydenMemory]:
+        """One rank-one update, then one quasi-Newton step."""
+        flat = tree.flatten(s)
+        g = tree.flatten(fs) - flat
+        position = (k - 1) % self.history
+        if k > 0:
+            if position == 0:
+                memory.u.zero_()
+                memory.v.zero_()
+            self._update(memory, position, flat - memory.s, g - memory.g)
+        proposal = flat - _inverse(memory, g)
+        return tree.unflatten(proposal, s), memory._replace(s=flat, g=g)
+
+    def _update(self, memory: _BroydenMemory, position: int, ds: Tensor, dg: Tensor) -> None:
+        moved = _inverse(memory, dg)
+        v = -ds + torch.einsum("bh,bhn->bn", torch.einsum("bhn,bn->bh", memory.u, ds), memory.v)
+        denominator = torch.linalg.vecdot(v, dg)
+        usable = denominator.abs() > self.guard * torch.linalg.vector_norm(ds, dim=1) * torch.linalg.vector_norm(
+            dg, dim=1
+        )
+        safe = torch.where(usable, denominator, torch.ones_like(denominator))
+        memory.u[:, position] = torch.where(usable[:, None], (ds - moved) / safe[:, None], 0.0)
+        memory.v[:, position] = torch.where(usable[:, None], v, 0.0)
+
+
+def _inverse(memory: _BroydenMemory, g: Tensor) -> Tensor:
+    return torch.einsum("bh,bhn->bn", torch.einsum("bhn,bn->bh", memory.v, g), memory.u) - g

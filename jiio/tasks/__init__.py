@@ -1,0 +1,1 @@
+"""Tasks: (model, data) -> Problem, a loss module, its metrics."""

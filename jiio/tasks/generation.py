@@ -1,0 +1,228 @@
+"""Generation by latent optimisation, and inverse problems solved with the generator.
+
+Training (JIIO paper, generative experiment):   min_theta sum_i min_{x_i} 1/2 |h(z_i) - y_i|^2 + prior/2 |x_i|^2
+Restoration of a measurement y = A image + noise, with a Gaussian on the latents and pixel residual variance v:
+
+    min_x  1/2 v / (v + sigma^2) |A h(z) - y|^2  +  v/2 (x - m)^T S^-1 (x - m)
+
+which is v times the negative log posterior, so that it goes over into the training cost without damage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from jiio.curvature import gauss_newton, inverse_of
+from jiio.deq import DEQ
+from jiio.implicit import implicit
+from jiio.precondition import Matrix, Step
+from jiio.problem import Problem, State
+from jiio.solution import OnFailure, Solution
+from jiio.solve import solve
+from jiio.tasks.measurement import Measurement, Operator
+
+PRIOR = 0.5
+RATE = 0.2
+Gradient = Literal["exact", "first_order"]
+
+
+class LatentModel(Protocol):
+    """What the tasks of this module need of a model; `jiio.models.Generator` is one."""
+
+    curvature: Tensor
+    latent_mean: Tensor
+    latent_precision: Tensor
+    residual_variance: Tensor
+
+    def cell(self) -> Callable[[Any, Tensor], Any]:
+        """f(z, x) with weights bound once."""
+        ...
+
+    def decoder(self) -> Callable[[Any], Tensor]:
+        """The readout with weights bound once."""
+        ...
+
+    def readout(self, z: Any) -> Tensor:
+        """The image of an equilibrium."""
+        ...
+
+    def start(self, x: Tensor) -> Any:
+        """A first z for the latents x."""
+        ...
+
+
+def reconstruction(model: LatentModel, images: Tensor, *, prior: float = PRIOR) -> Problem:
+    """Fit latents to `images` (batch, channels, height, width) in [0, 1].
+
+    Binds the model's weights: with graph where gradients are enabled, so that the same problem serves the solve and the
+    loss; under `no_grad` for a solve alone.
+    """
+    f, readout = model.cell(), model.decoder()
+
+    def cell(z: Any, x: Tensor, target: Tensor) -> Any:
+        return f(z, x)
+
+    def cost(z: Any, x: Tensor, target: Tensor) -> Tensor:
+        return 0.5 * _squares(readout(z) - target) + 0.5 * prior * _squares(x)
+
+    return Problem(cell, cost, context=(images,))
+
+
+def restoration(model: LatentModel, measurement: Measurement) -> Problem:
+    """Fit latents to a measurement, with the model's Gaussian on them, as the module's first lines say."""
+    f, readout, operator = model.cell(), model.decoder(), measurement.operator
+    variance, mean, precision = model.residual_variance, model.latent_mean, model.latent_precision
+    weight = data_weight(model, measurement.sigma)
+
+    def cell(z: Any, x: Tensor, target: Tensor, parameters: Any) -> Any:
+        return f(z, x)
+
+    def cost(z: Any, x: Tensor, target: Tensor, parameters: Any) -> Tensor:
+        misfit = operator.apply(readout(z), *parameters) - target
+        offset = x - mean
+        return 0.5 * weight * _squares(misfit) + 0.5 * variance * ((offset @ precision) * offset).sum(1)
+
+    return Problem(cell, cost, context=(measurement.y, measurement.parameters))
+
+
+def data_weight(model: LatentModel, sigma: float) -> Tensor:
+    """v / (v + sigma^2): how far a pixel measured with noise `sigma` (on the scale [0, 1]) is believed."""
+    return model.residual_variance / (model.residual_variance + sigma**2)
+
+
+def reconstruction_step(model: LatentModel, *, prior: float = PRIOR, rate: float = RATE) -> Step:
+    """Steps preconditioned by the inverse of the model's average Gauss-Newton matrix."""
+    eye = torch.eye(len(model.curvature), dtype=model.curvature.dtype, device=model.curvature.device)
+    return Step(Matrix(inverse_of(model.curvature + prior * eye), rate))
+
+
+def restoration_step(model: LatentModel, measurement: Measurement, *, rate: float = RATE) -> Step:
+    """The same with the measurement's share of the data term and the fitted Gaussian."""
+    share = data_weight(model, measurement.sigma) * energy(measurement.operator, measurement)
+    matrix = share * model.curvature + model.residual_variance * model.latent_precision
+    return Step(Matrix(inverse_of(matrix), rate))
+
+
+def energy(operator: Operator, measurement: Measurement) -> Tensor:
+    """Mean |A r|^2 / |r|^2 over white noise r, of each sample: what A leaves of the data term's curvature, (batch, 1, 1)."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(measurement.image_shape, generator=generator).to(measurement.y)
+    noise = noise.expand(len(measurement.y), *measurement.image_shape)
+    kept = _squares(operator.apply(noise, *measurement.parameters)) / _squares(noise)
+    return kept.view(-1, 1, 1)
+
+
+def start(model: LatentModel, batch: int, *, latent: Tensor | None = None) -> State:
+    """Start at the fitted mean of the latents, or at `latent` (batch, latent)."""
+    mean = model.latent_mean
+    x = mean.expand(batch, -1).clone() if latent is None else latent.to(mean)
+    z = model.start(x)
+    return State(z, tuple(torch.zeros_like(part) for part in z), x)
+
+
+def reconstruct(
+    model: LatentModel,
+    images: Tensor,
+    *,
+    prior: float = PRIOR,
+    latent: Tensor | None = None,
+    max_steps: int = 300,
+    on_failure: OnFailure = "warn",
+) -> tuple[Tensor, Solution[State]]:
+    """(reconstructed images, solution) of a joint solve."""
+    with torch.no_grad():
+        problem, step = reconstruction(model, images, prior=prior), reconstruction_step(model, prior=prior)
+        solution = solve(
+            problem, start(model, len(images), latent=latent), step=step, max_steps=max_steps, on_failure=on_failure
+        )
+        return model.readout(solution.value.z), solution
+
+
+def restore(
+    model: LatentModel, measurement: Measurement, *, max_steps: int = 300, on_failure: OnFailure = "warn"
+) -> tuple[Tensor, Solution[State]]:
+    """(restored images in the generator's range, solution) of a joint solve."""
+    with torch.no_grad():
+        problem, step = restoration(model, measurement), restoration_step(model, measurement)
+        solution = solve(
+            problem, start(model, len(measurement.y)), step=step, max_steps=max_steps, on_failure=on_failure
+        )
+        return model.readout(solution.value.z), solution
+
+
+def average_curvature(model: LatentModel, images: Tensor, latent: Tensor) -> Tensor:
+    """Average Gauss-Newton matrix of half the squared pixel error at the latents of some images, (latent, latent)."""
+    with torch.no_grad():
+        problem = reconstruction(model, images, prior=0.0)
+        # the equilibrium at each latent, by a solve that leaves x where it is
+        z = solve_equilibrium(model, latent)
+    return gauss_newton(problem, z, latent).mean(0)
+
+
+def solve_equilibrium(model: LatentModel, latent: Tensor, *, tol: float = 1e-3) -> Any:
+    """z*(x) of latents (batch, latent), without graph."""
+    with torch.no_grad():
+        return DEQ(model.cell(), tol=tol).solve(latent, model.start(latent)).value
+
+
+class GenerationLoss(nn.Module):
+    """forward(images, latent) -> (loss, solution): a joint solve, then the envelope gradient (no further solve)."""
+
+    def __init__(self, model: LatentModel, *, prior: float = PRIOR, joint_steps: int = 25, rate: float = RATE):
+        super().__init__()
+        self.model: LatentModel = model
+        self.prior, self.joint_steps, self.rate = prior, joint_steps, rate
+
+    def forward(self, images: Tensor, latent: Tensor | None = None) -> tuple[Tensor, Solution[State]]:
+        """The mean optimal cost of the batch, and the solve behind it, whose status the training logs."""
+        problem = reconstruction(self.model, images, prior=self.prior)
+        solution = solve(
+            problem,
+            start(self.model, len(images), latent=latent),
+            step=reconstruction_step(self.model, prior=self.prior, rate=self.rate),
+            max_steps=self.joint_steps,
+            on_failure="ignore",
+        )
+        return problem.lagrangian(solution.value).mean(), solution
+
+
+class DamagedLoss(nn.Module):
+    """forward(images, measurement) -> (loss, solution): restore a measurement, compare with the clean image.
+
+    The outer loss is not the inner cost, so its gradient is not free. gradient = "exact": implicit differentiation, one
+    linear solve. "first_order": x* held constant, the path through it dropped; cheaper and biased.
+    """
+
+    def __init__(self, model: LatentModel, *, gradient: Gradient = "exact", joint_steps: int = 60, rate: float = RATE):
+        super().__init__()
+        if gradient not in ("exact", "first_order"):
+            raise ValueError(f"gradient must be 'exact' or 'first_order', got {gradient!r}")
+        self.model: LatentModel = model
+        self.gradient, self.joint_steps, self.rate = gradient, joint_steps, rate
+
+    def forward(self, images: Tensor, measurement: Measurement) -> tuple[Tensor, Solution[State]]:
+        """Half the mean squared error of an image, summed over its pixels."""
+        problem = restoration(self.model, measurement)
+        solution = solve(
+            problem,
+            start(self.model, len(images)),
+            step=restoration_step(self.model, measurement, rate=self.rate),
+            max_steps=self.joint_steps,
+            on_failure="ignore",
+        )
+        z = self._equilibrium(solution)
+        return 0.5 * _squares(self.model.readout(z) - images).mean(), solution
+
+    def _equilibrium(self, solution: Solution[State]) -> Any:
+        if self.gradient == "exact":
+            return implicit(solution, tol=1e-3, max_steps=100, on_failure="ignore").z
+        deq = DEQ(self.model.cell(), tol=1e-3, gradient_tol=1e-3, on_failure="ignore")
+        return deq(solution.value.x, solution.value.z)
+
+
+def _squares(value: Tensor) -> Tensor:
+    return value.square().flatten(1).sum(1)

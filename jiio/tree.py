@@ -1,0 +1,113 @@
+"""Nested tuples of tensors, every leaf with the batch first, as one vector per sample.
+
+A multi-scale equilibrium is a tuple of feature maps; a joint state is a tuple of trees. The solvers only ever need
+the few operations below. PyTorch's own pytree module is private, so these forty lines are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+Tree = Any  # Tensor | tuple[Tree, ...]; a recursive alias defeats both pyright's inference and beartype
+
+
+def leaves(tree: Tree) -> list[Tensor]:
+    """The tensors of `tree`, depth first.
+
+    >>> [t.shape for t in leaves((torch.zeros(2, 3), (torch.zeros(2, 1),)))]
+    [torch.Size([2, 3]), torch.Size([2, 1])]
+    """
+    if isinstance(tree, Tensor):
+        return [tree]
+    if not isinstance(tree, tuple):
+        raise ValueError(f"a tree is a tensor or a tuple of trees, not {type(tree).__name__}")
+    return [leaf for branch in tree for leaf in leaves(branch)]
+
+
+def build(tree: Tree, values: list[Tensor]) -> Tree:
+    """A tree of the form of `tree` (named tuples keep their type) with `values` as its leaves."""
+    values = list(values)
+    built = _build(tree, values)
+    if values:
+        raise ValueError(f"{len(values)} tensors too many for the tree")
+    return built
+
+
+def _build(tree: Tree, values: list[Tensor]) -> Tree:
+    if isinstance(tree, Tensor):
+        return values.pop(0)
+    branches = [_build(branch, values) for branch in tree]
+    return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)
+
+
+def apply(function: Callable[..., Tensor], tree: Tree, *rest: Tree) -> Tree:
+    """`function` of the corresponding leaves of one or more trees of one form."""
+    return build(tree, [function(*group) for group in zip(*map(leaves, (tree, *rest)), strict=True)])
+
+
+def batch_size(tree: Tree) -> int:
+    """The number of samples; `ValueError` when the leaves disagree."""
+    sizes = {leaf.shape[0] if leaf.dim() else None for leaf in leaves(tree)}
+    if len(sizes) != 1 or None in sizes:
+        shapes = [tuple(leaf.shape) for leaf in leaves(tree)]
+        raise ValueError(f"every leaf needs the same batch first; got shapes {shapes}")
+    return cast(int, sizes.pop())
+
+
+def inner(a: Tree, b: Tree) -> Tensor:
+    """Inner product of each sample, shape (batch,).
+
+    >>> inner(torch.ones(2, 3), torch.ones(2, 3))
+    tensor([3., 3.])
+    """
+    products = [(u * v).sum(_inside(u)) for u, v in zip(leaves(a), leaves(b), strict=True)]
+    return torch.stack(products).sum(0)
+
+
+def norm(tree: Tree) -> Tensor:
+    """Euclidean norm of each sample over all leaves, shape (batch,)."""
+    # over dimensions as they are: flattening a channels-last map would copy it
+    norms = [torch.linalg.vector_norm(leaf, dim=_inside(leaf)) for leaf in leaves(tree)]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
+
+
+def _inside(leaf: Tensor) -> tuple[int, ...]:
+    if leaf.dim() == 1:
+        raise ValueError(f"a leaf needs a dimension beside the batch, got shape {tuple(leaf.shape)}; use x[:, None]")
+    return tuple(range(1, leaf.dim()))
+
+
+def flatten(tree: Tree) -> Tensor:
+    """All leaves side by side, shape (batch, n)."""
+    return torch.cat([leaf.flatten(1) for leaf in leaves(tree)], dim=1)
+
+
+def unflatten(matrix: Tensor, like: Tree) -> Tree:
+    """The inverse of `flatten` for a tree of the form and shapes of `like` (views where possible)."""
+    parts = leaves(like)
+    pieces = matrix.split([part[0].numel() for part in parts], dim=1)
+    return build(like, [piece.view(-1, *part.shape[1:]) for piece, part in zip(pieces, parts, strict=True)])
+
+
+def select(tree: Tree, rows: Tensor) -> Tree:
+    """The samples named by `rows` (an index tensor) of every leaf."""
+    return apply(lambda leaf: leaf.index_select(0, rows), tree)
+
+
+def where(mask: Tensor, a: Tree, b: Tree) -> Tree:
+    """`a` for the samples where `mask` (batch,) holds, else `b`."""
+    return apply(lambda u, v: torch.where(mask.view(-1, *[1] * (u.dim() - 1)), u, v), a, b)
+
+
+def finite(tree: Tree) -> Tensor:
+    """Whether every number of a sample is finite, shape (batch,)."""
+    return torch.stack([leaf.flatten(1).isfinite().all(1) for leaf in leaves(tree)]).all(0)
+
+
+def detach(tree: Tree) -> Tree:
+    """The tree without history."""
+    return apply(Tensor.detach, tree)
