@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 # Newton steps on the one-dimensional dual of ball and box; it is piecewise smooth and convex, so a few suffice.
 DUAL_STEPS = 60
 DYKSTRA_SWEEPS = 500
+Number = TypeVar("Number", Tensor, float | Tensor)
 
 
 class Constraint(ABC):
@@ -311,15 +313,16 @@ def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())))
 
 
-def _wide(value: float | Tensor, like: Tensor) -> float | Tensor:
-    return value.view(-1, *[1] * (like.dim() - 1)) if isinstance(value, Tensor) and value.dim() else value
+def _wide(value: float | Tensor, like: Tensor) -> Tensor:
+    value = torch.as_tensor(value)
+    return value.view(-1, *[1] * (like.dim() - 1)) if value.dim() else value
 
 
 def _like(value: float | Tensor, x: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=x.dtype, device=x.device)
 
 
-def _rows(value: float | Tensor, rows: Tensor) -> float | Tensor:
+def _rows(value: Number, rows: Tensor) -> Number:
     return value[rows] if isinstance(value, Tensor) and value.dim() and len(value) > 1 else value
 
 

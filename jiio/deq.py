@@ -46,7 +46,8 @@ class DEQ(nn.Module):
         super().__init__()
         check_budget(max_steps, (tol, gradient_tol))
         self.f, self.solver, self.max_steps, self.tol = f, solver, max_steps, tol
-        self.gradient_tol, self.on_failure = gradient_tol, on_failure
+        self.gradient_tol = gradient_tol
+        self.on_failure: OnFailure = on_failure
 
     def solve(self, x: Tensor, z0: Tree, *context: Any) -> Solution[Any]:
         """The `Solution` at `x` from the guess `z0`; `implicit` differentiates it."""

@@ -146,7 +146,7 @@ def _depends_on_more_than(state: Sequence[Tensor], outputs: Sequence[Tensor]) ->
     """Whether the graph of `outputs` ends in any leaf outside `state`."""
     inside = {id(leaf) for leaf in state}
     seen: set[Any] = set()
-    nodes = [out.grad_fn for out in outputs if out.grad_fn is not None]
+    nodes: list[Any] = [out.grad_fn for out in outputs]
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:

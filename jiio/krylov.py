@@ -147,7 +147,7 @@ def _least_squares(hessenberg: Tensor, beta: Tensor) -> Tensor:
     rhs = torch.zeros_like(H[:, :, 0])
     rhs[:, 0] = torch.where(finite, beta, torch.zeros_like(beta))
     U, S, V = torch.linalg.svd(H, full_matrices=False)
-    keep = S > 10 * torch.finfo(S.dtype).eps * S.amax(1, keepdim=True)
+    keep = 10 * torch.finfo(S.dtype).eps * S.amax(1, keepdim=True) < S
     inverse = torch.where(keep, 1 / torch.where(keep, S, torch.ones_like(S)), torch.zeros_like(S))
     y = torch.einsum("bkj,bk->bj", V, inverse * torch.einsum("bik,bi->bk", U, rhs))
     return torch.where(finite[:, None], y, torch.full_like(y, torch.nan))

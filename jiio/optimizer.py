@@ -27,7 +27,7 @@ class Optimizer(Protocol):
 
 
 class _AdamMemory(NamedTuple):
-    count: int
+    steps: int
     mean: Tensor
     square: Tensor
 
@@ -48,11 +48,11 @@ class Adam:
     def step(self, memory: _AdamMemory, x: Tensor, gradient: Tensor, cost: Tensor) -> tuple[Tensor, _AdamMemory]:
         """One update with bias-corrected moments."""
         b1, b2 = self.betas
-        count = memory.count + 1
+        count = memory.steps + 1
         mean = torch.lerp(gradient, memory.mean, b1)
         square = torch.lerp(gradient.square(), memory.square, b2)
         scaled = (mean / (1 - b1**count)) / ((square / (1 - b2**count)).sqrt() + self.epsilon)
-        return x - self.rate * self.schedule(memory.count) * scaled, _AdamMemory(count, mean, square)
+        return x - self.rate * self.schedule(memory.steps) * scaled, _AdamMemory(count, mean, square)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ class LBFGS:
         flat = x.flatten(1)
         pairs = [flat.new_zeros(len(x), self.history, flat.shape[1]) for _ in range(2)]
         zeros = torch.zeros_like(flat)
-        return _LBFGSMemory(*pairs, flat, zeros, flat.new_full((len(x),), torch.inf), zeros, flat.new_zeros(len(x)))
+        cost = flat.new_full((len(x),), torch.inf)
+        return _LBFGSMemory(pairs[0], pairs[1], flat, zeros, cost, zeros, flat.new_zeros(len(x)))
 
     def step(self, memory: _LBFGSMemory, x: Tensor, gradient: Tensor, cost: Tensor) -> tuple[Tensor, _LBFGSMemory]:
         """Accept x and move on, or go back half the way, sample by sample."""

@@ -152,7 +152,7 @@ class Matrix:
     """
 
     inverse: Tensor = field(repr=False)
-    rate: float | Tensor = 0.2
+    rate: float | Tensor = 0.3
 
     def __post_init__(self) -> None:
         _require_rate(self.rate)
@@ -249,7 +249,7 @@ class Step:
     z: float = 1.0
     mu: float = 1.0
     schedule: Schedule = Constant()
-    lag: float | None = 0.2
+    lag: float | None = 0.05
     cut: float | None = 0.7
 
     def __post_init__(self) -> None:

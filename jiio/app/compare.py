@@ -146,13 +146,13 @@ def compare(
         name: [steps_to(trace(method, problem, start, steps=budgets[name]), target) for target in targets.values()]
         for name, method in methods.items()
     }
-    cases = [(name, i) for name in methods for i, steps in enumerate(needed[name]) if steps is not None]
+    cases = {(name, i): k for name in methods for i, k in enumerate(needed[name]) if k is not None}
     seconds: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     work: dict[tuple[str, int], Work] = {}
     for _ in range(repeats):
-        for name, i in cases:
+        for (name, i), steps in cases.items():
             began = time.perf_counter()
-            work[name, i] = methods[name].run(problem, start, needed[name][i], None)
+            work[name, i] = methods[name].run(problem, start, steps, None)
             seconds[name, i].append(time.perf_counter() - began)
     rows = []
     for name in methods:
@@ -226,3 +226,37 @@ def _cost_gradient(problem: Problem, z: Any, x: Tensor) -> None:
 def as_json(rows: list[Row]) -> list[dict[str, Any]]:
     """Rows as plain dictionaries."""
     return [asdict(row) | {"reached": row.steps is not None} for row in rows]
+
+
+def tune(methods: dict[str, Method], problem: Problem, start: State, *, target: float, steps: int) -> str:
+    """The name of the method that reaches `target` with the least weighted work on this batch; of none does, the one
+    with the lowest cost after `steps`."""
+    prices = measure_prices(problem, start, repeats=5)
+    best, best_key = "", (2, float("inf"))
+    for name, method in methods.items():
+        points = trace(method, problem, start, steps=steps, every=2)
+        needed = steps_to(points, target)
+        if needed is None:
+            key = (1, min(cost for _, cost in points))
+        else:
+            key = (0, prices.weigh(method.run(problem, start, needed, None)))
+        if key < best_key:
+            best, best_key = name, key
+    return best
+
+
+def reference_cost(problem: Problem, starts: list[State], methods: list[Method], *, steps: int) -> float:
+    """Mean over the batch of each sample's best re-solved cost by long runs of several methods from several starts."""
+    best: Tensor | None = None
+    for start in starts:
+        for method in methods:
+            last: dict[str, Tensor] = {}
+
+            def watch(k: int, x: Tensor, last: dict[str, Tensor] = last) -> None:
+                last["x"] = x
+
+            method.run(problem, start, steps, watch)
+            cost = resolved_cost(problem, start.z, last["x"])
+            best = cost if best is None else torch.minimum(best, cost)
+    assert best is not None
+    return float(best.mean())

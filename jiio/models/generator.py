@@ -17,6 +17,9 @@ from jiio.models.mdeq import MDEQ
 from jiio.models.spectral import convolution_norm
 
 
+THUMBNAIL = 28  # side of the image that the linear encoder sees
+
+
 @dataclass(frozen=True)
 class GeneratorConfig:
     """All that rebuilds a `Generator` but its weights. `to_dict` and `from_dict` go through JSON.
@@ -31,9 +34,9 @@ class GeneratorConfig:
     channels: tuple[int, ...] = (32, 64)
     patch: int = 2
     cell: Literal["well_posed", "mdeq"] = "well_posed"
-    contraction: float = 0.9
-    unit_gain: float = 1.0
-    readout_gain: float = 1.0
+    contraction: float = 0.6
+    unit_gain: float = 3.0
+    readout_gain: float = 4.0
     driven: tuple[int, ...] | None = None
     activation: Name = "silu"
 
@@ -42,8 +45,8 @@ class GeneratorConfig:
         _, height, width = self.image_shape
         if height % divisor or width % divisor or not height or not width:
             raise ValueError(
-                f"an image of {height}x{width} does not divide by {divisor} = patch {self.patch} times 2 for each further "
-                f"scale of channels {self.channels}: resize or pad it, or use fewer scales or a smaller patch"
+                f"an image of {height}x{width} does not divide by {divisor} = patch {self.patch} times 2 for each "
+                f"further scale of channels {self.channels}: resize or pad it, or use fewer scales or a smaller patch"
             )
         if self.cell not in ("well_posed", "mdeq"):
             raise ValueError(f"cell must be 'well_posed' or 'mdeq', got {self.cell!r}")
@@ -64,18 +67,20 @@ class GeneratorConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GeneratorConfig:
         """The inverse of `to_dict`, also after JSON made lists of the tuples."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 class Generator(nn.Module):
-    """x (batch, latent) -> z* = f(z*, x) -> image (batch, channels, height, width), about in [0, 1], not clipped.
+    """x (batch, latent) -> z* = f(z*, x) -> image (batch, channels, height, width), in (0, 1).
 
-    The readout is one 3x3 convolution of the finest scale, of norm at most `readout_gain`, and a pixel shuffle: cheaper
-    than f. Bind once per solve: `f = model.cell()`, `readout = model.decoder()`.
+    The readout is one 3x3 convolution of the finest scale, of norm at most `readout_gain`, a pixel shuffle and a
+    sigmoid (1/4-Lipschitz): cheaper than f. Bind once per solve: `f = model.cell()`, `readout = model.decoder()`.
 
     Buffers that training keeps up to date, for the latent problems of `jiio.tasks.generation`: `curvature` (latent,
     latent), the average Gauss-Newton matrix of half the squared pixel error; `latent_mean` and `latent_precision`, a
-    Gaussian fitted to the latents of the training images; `residual_variance`, of a pixel about its reconstruction.
+    Gaussian fitted to the latents of the training images; `residual_variance`, of a pixel about its reconstruction;
+    `encoder`, a linear map from `features` of an image to a first guess of its latent (0 before training).
 
     >>> model = generator(GeneratorConfig(image_shape=(1, 8, 8), latent=16, channels=(8, 16)))
     >>> x = torch.zeros(2, 16)
@@ -84,6 +89,7 @@ class Generator(nn.Module):
     """
 
     curvature: Tensor
+    encoder: Tensor
     latent_mean: Tensor
     latent_precision: Tensor
     residual_variance: Tensor
@@ -91,12 +97,14 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig, equilibrium: WellPosedCell | MDEQ):
         super().__init__()
         self.config, self.equilibrium = config, equilibrium
+        self.thumbnail = min(THUMBNAIL, *config.image_shape[1:])
         outputs = config.image_shape[0] * config.patch**2
         width = config.channels[0]
         self.weight = nn.Parameter(0.1 * torch.randn(outputs, width, 3, 3))
         self.openness = nn.Parameter(torch.tensor(-1.0))  # the readout's norm is readout_gain sigmoid(openness)
         self.bias = nn.Parameter(torch.zeros(config.image_shape))
         self.register_buffer("curvature", torch.eye(config.latent))
+        self.register_buffer("encoder", torch.zeros(config.image_shape[0] * self.thumbnail**2 + 1, config.latent))
         self.register_buffer("latent_mean", torch.zeros(config.latent))
         self.register_buffer("latent_precision", torch.eye(config.latent))
         self.register_buffer("residual_variance", torch.ones(()))
@@ -107,9 +115,7 @@ class Generator(nn.Module):
 
     def start(self, x: Tensor) -> Maps:
         """z = 0 for the latents x."""
-        return tuple(
-            x.new_zeros(len(x), h, w, c).permute(0, 3, 1, 2) for c, h, w in self.config.shapes
-        )
+        return tuple(x.new_zeros(len(x), h, w, c).permute(0, 3, 1, 2) for c, h, w in self.config.shapes)
 
     def decoder(self) -> Callable[[Maps], Tensor]:
         """The readout z -> image with weights bound once, with graph where gradients are enabled."""
@@ -118,9 +124,24 @@ class Generator(nn.Module):
         bias = self.bias + 0.0
 
         def readout(z: Maps) -> Tensor:
-            return F.pixel_shuffle(F.conv2d(z[0], weight, padding=1), self.config.patch) + bias
+            return torch.sigmoid(F.pixel_shuffle(F.conv2d(z[0], weight, padding=1), self.config.patch) + bias)
 
         return readout
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the linear encoder sees: a thumbnail of each image and a 1, (batch, rows of `encoder`)."""
+        small = F.adaptive_avg_pool2d(images, self.thumbnail).flatten(1)
+        return torch.cat((small, small.new_ones(len(small), 1)), dim=1)
+
+    def guess(self, images: Tensor) -> Tensor:
+        """A first guess of the latents of `images`, (batch, latent)."""
+        return self.features(images) @ self.encoder
+
+    def calibrate(self, images: Tensor) -> None:
+        """Set the bias so that a readout of 0 gives the mean of `images` (batch, channels, height, width)."""
+        mean = images.mean(0).clamp(0.02, 0.98)
+        with torch.no_grad():
+            self.bias.copy_(torch.logit(mean))
 
     def readout(self, z: Maps) -> Tensor:
         """The image of an equilibrium, (batch, channels, height, width)."""
@@ -137,7 +158,5 @@ def generator(config: GeneratorConfig) -> Generator:
     if config.cell == "mdeq":
         return Generator(config, MDEQ(injection, channels=config.channels))
     activation = Activation(config.activation)
-    cell = WellPosedCell(
-        injection, channels=config.channels, contraction=config.contraction, activation=activation
-    )
+    cell = WellPosedCell(injection, channels=config.channels, contraction=config.contraction, activation=activation)
     return Generator(config, cell)

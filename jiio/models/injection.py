@@ -50,6 +50,7 @@ class LatentInjection(nn.Module):
         if not unit_gain > 0:
             raise ValueError(f"unit_gain must be positive, got {unit_gain}")
         self.latent, self.unit_gain = latent, unit_gain
+        # Q does not change with their scale, the relative size of an optimiser's step does: Q needs to learn fast
         self.columns = nn.Parameter(torch.randn(entries, latent) / math.sqrt(entries))
         self.bias = nn.ParameterList(nn.Parameter(0.5 * torch.randn(size)) for size in sizes)
 
@@ -63,7 +64,7 @@ class LatentInjection(nn.Module):
         matrix = self.gain * torch.linalg.qr(self.columns).Q.T
         sizes = [math.prod(self.shapes[scale]) for scale in self.driven]
         parts = dict(zip(self.driven, matrix.split(sizes, dim=1), strict=True))
-        biases = tuple(self.bias)
+        biases = [bias.clone() for bias in self.bias]  # without history where gradients are off, as the matrix
 
         def u(x: Tensor) -> Maps:
             flat = [
@@ -76,6 +77,6 @@ class LatentInjection(nn.Module):
 
 
 def _as_map(flat: Tensor, shape: Shape) -> Tensor:
-    """(batch, entries) -> (batch, channels, height, width), channels last in memory: pooling is 8 times faster there."""
+    """(batch, entries) -> (batch, channels, height, width), channels last in memory: pooling is 8 times faster so."""
     channels, height, width = shape
     return flat.view(-1, height, width, channels).permute(0, 3, 1, 2)

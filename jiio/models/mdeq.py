@@ -40,7 +40,9 @@ class MDEQ(nn.Module):
         super().__init__()
         for width in channels:
             if width % groups:
-                raise ValueError(f"{groups} groups do not divide {width} channels; choose channels in multiples of {groups}")
+                raise ValueError(
+                    f"{groups} groups do not divide {width} channels; choose channels in multiples of {groups}"
+                )
         self.injection, self.channels, self.groups = injection, tuple(channels), groups
         self.blocks = nn.ModuleList(_Block(width, expansion, groups) for width in channels)
         self.fusion = nn.ModuleList(_Fusion(self.channels, target, groups) for target in range(len(channels)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def convolution_norm(weight: Tensor, *, frequencies: int = 8, squarings: int = 4) -> Tensor:
-    """Upper bound on the operator norm of a zero-padded, stride-1 convolution on maps of any size; a scalar, with graph.
+    """Upper bound on the operator norm of a zero-padded convolution of stride 1 on maps of any size, with graph.
 
     weight: (out, in, height, width). Three steps, none of which can fall below the true norm (but for rounding):
 
@@ -35,6 +35,9 @@ def convolution_norm(weight: Tensor, *, frequencies: int = 8, squarings: int = 4
             raise ValueError(f"{count} frequencies cannot bound a kernel of {size}; use more than {size}")
     if weight.shape[0] > weight.shape[1]:  # K and its adjoint have one norm; square the smaller Gram matrix
         weight = weight.transpose(0, 1)
+    with torch.no_grad():  # fourth powers of large weights leave the range of float32
+        unit = weight.abs().amax().clamp_min(torch.finfo(weight.dtype).tiny)
+    weight = weight / unit
     phases = _phases(weight, points)
     kernel = torch.complex(weight, torch.zeros_like(weight)).flatten(2).permute(2, 0, 1).flatten(1)
     with torch.no_grad():
@@ -47,22 +50,24 @@ def convolution_norm(weight: Tensor, *, frequencies: int = 8, squarings: int = 4
     slack = math.prod(
         math.cos(math.pi * (size - 1) / (2 * n)) for size, n in zip(weight.shape[2:], points, strict=True)
     )
-    return largest / slack
+    return unit * largest / slack
 
 
 def _phases(weight: Tensor, points: list[int]) -> Tensor:
-    """exp(-i w.t) for a grid of frequencies (rows) and taps (columns); K(-w) is the conjugate of K(w): half the grid."""
+    """exp(-i w.t), a row per frequency w, a column per tap t. K(-w) is the conjugate of K(w): half a grid is enough."""
     tables = []
     for size, n in zip(weight.shape[2:], points, strict=True):
         angle = 2 * math.pi / n * torch.outer(torch.arange(n), torch.arange(size))
         tables.append(torch.polar(torch.ones_like(angle), -angle))
-    rows, columns = tables[0], tables[1][: points[1] // 2 + 1]
-    grid = torch.einsum("at,bs->abts", rows, columns).flatten(2).flatten(0, 1)
+    row, column = torch.meshgrid(*(torch.arange(n) for n in points), indexing="ij")
+    mirrored = (-column % points[1]) * points[0] + (-row % points[0])
+    kept = column * points[0] + row <= mirrored
+    grid = torch.einsum("at,bs->abts", *tables).flatten(2)[kept]
     return grid.to(device=weight.device, dtype=weight.dtype.to_complex())
 
 
 def _gram_norm(K: Tensor, squarings: int) -> Tensor:
-    """Upper bounds on the spectral norms of matrices (n, a, b), shape (n,), by Gram iteration, rescaled at each step."""
+    """Upper bounds on the spectral norms of matrices (n, a, b), shape (n,), by Gram iteration, rescaled each step."""
     gram = K @ K.mH
     tiny = torch.finfo(gram.real.dtype).tiny
     size = _frobenius(gram).clamp_min(tiny)
@@ -76,5 +81,5 @@ def _gram_norm(K: Tensor, squarings: int) -> Tensor:
 
 
 def _frobenius(matrix: Tensor) -> Tensor:
-    """Frobenius norms of complex matrices (n, a, b) through their real parts: torch's complex norm is 20 times slower."""
+    """Frobenius norms of complex matrices (n, a, b) as of real ones: torch's complex norm is 20 times slower."""
     return torch.linalg.vector_norm(torch.view_as_real(matrix).flatten(1), dim=1)

@@ -25,8 +25,8 @@ from jiio.solution import OnFailure, Solution
 from jiio.solve import solve
 from jiio.tasks.measurement import Measurement, Operator
 
-PRIOR = 0.5
-RATE = 0.2
+PRIOR = 0.05
+RATE = 0.3
 Gradient = Literal["exact", "first_order"]
 
 
@@ -34,6 +34,7 @@ class LatentModel(Protocol):
     """What the tasks of this module need of a model; `jiio.models.Generator` is one."""
 
     curvature: Tensor
+    encoder: Tensor
     latent_mean: Tensor
     latent_precision: Tensor
     residual_variance: Tensor
@@ -48,6 +49,14 @@ class LatentModel(Protocol):
 
     def readout(self, z: Any) -> Tensor:
         """The image of an equilibrium."""
+        ...
+
+    def guess(self, images: Tensor) -> Tensor:
+        """A first guess of the latents of images."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the linear `encoder` sees of images."""
         ...
 
     def start(self, x: Tensor) -> Any:
@@ -78,15 +87,15 @@ def restoration(model: LatentModel, measurement: Measurement) -> Problem:
     variance, mean, precision = model.residual_variance, model.latent_mean, model.latent_precision
     weight = data_weight(model, measurement.sigma)
 
-    def cell(z: Any, x: Tensor, target: Tensor, parameters: Any) -> Any:
+    def cell(z: Any, x: Tensor, target: Tensor, *parameters: Tensor) -> Any:
         return f(z, x)
 
-    def cost(z: Any, x: Tensor, target: Tensor, parameters: Any) -> Tensor:
+    def cost(z: Any, x: Tensor, target: Tensor, *parameters: Tensor) -> Tensor:
         misfit = operator.apply(readout(z), *parameters) - target
         offset = x - mean
         return 0.5 * weight * _squares(misfit) + 0.5 * variance * ((offset @ precision) * offset).sum(1)
 
-    return Problem(cell, cost, context=(measurement.y, measurement.parameters))
+    return Problem(cell, cost, context=(measurement.y, *measurement.parameters))
 
 
 def data_weight(model: LatentModel, sigma: float) -> Tensor:
@@ -133,8 +142,9 @@ def reconstruct(
     max_steps: int = 300,
     on_failure: OnFailure = "warn",
 ) -> tuple[Tensor, Solution[State]]:
-    """(reconstructed images, solution) of a joint solve."""
+    """(reconstructed images, solution) of a joint solve, from the model's guess or from `latent`."""
     with torch.no_grad():
+        latent = model.guess(images) if latent is None else latent
         problem, step = reconstruction(model, images, prior=prior), reconstruction_step(model, prior=prior)
         solution = solve(
             problem, start(model, len(images), latent=latent), step=step, max_steps=max_steps, on_failure=on_failure
@@ -169,6 +179,49 @@ def solve_equilibrium(model: LatentModel, latent: Tensor, *, tol: float = 1e-3) 
         return DEQ(model.cell(), tol=tol).solve(latent, model.start(latent)).value
 
 
+def fit_latents(model: LatentModel, images: Tensor, *, prior: float = PRIOR, latent: Tensor | None = None) -> None:
+    """Set the model's buffers from some training images: curvature, the latents' Gaussian, residual variance."""
+    _, first = reconstruct(model, images, prior=prior, latent=latent, on_failure="ignore")
+    refit_curvature(model, images, first.value.x)
+    # with the curvature at the fitted latents the second fit is quicker and closer
+    fitted, second = reconstruct(model, images, prior=prior, latent=first.value.x, on_failure="ignore")
+    x = second.value.x
+    refit_curvature(model, images, x)
+    with torch.no_grad():
+        encoder = Ridge(model.features(images[:1]).shape[1], x.shape[1])
+        encoder.add(model.features(images), x)
+        model.encoder.copy_(encoder.solve())
+        model.residual_variance.copy_((fitted - images).square().mean())
+        model.latent_mean.copy_(x.mean(0))
+        covariance = torch.cov(x.T) + 1e-3 * x.var() * torch.eye(x.shape[1]).to(x)
+        model.latent_precision.copy_(torch.linalg.inv(covariance))
+
+
+class Ridge:
+    """Running least squares x = features @ encoder, older pairs forgotten by `decay` at each `add`."""
+
+    def __init__(self, rows: int, columns: int, *, decay: float = 1.0, ridge: float = 1e-2):
+        self.square, self.product = torch.zeros(rows, rows), torch.zeros(rows, columns)
+        self.count, self.decay, self.ridge = 0.0, decay, ridge
+
+    def add(self, features: Tensor, x: Tensor) -> None:
+        """Take in some pairs."""
+        self.square = self.decay * self.square + (features.T @ features).cpu()
+        self.product = self.decay * self.product + (features.T @ x).cpu()
+        self.count = self.decay * self.count + len(features)
+
+    def solve(self) -> Tensor:
+        """The encoder, (rows, columns), with a ridge of `ridge` times the number of pairs on each weight."""
+        weight = self.square + self.ridge * self.count * torch.eye(len(self.square))
+        return torch.linalg.solve(weight, self.product)
+
+
+def refit_curvature(model: LatentModel, images: Tensor, latent: Tensor) -> None:
+    """Set the model's average curvature from up to 64 images at their latents."""
+    with torch.no_grad():
+        model.curvature.copy_(average_curvature(model, images[:64], latent[:64]))
+
+
 class GenerationLoss(nn.Module):
     """forward(images, latent) -> (loss, solution): a joint solve, then the envelope gradient (no further solve)."""
 
@@ -178,7 +231,9 @@ class GenerationLoss(nn.Module):
         self.prior, self.joint_steps, self.rate = prior, joint_steps, rate
 
     def forward(self, images: Tensor, latent: Tensor | None = None) -> tuple[Tensor, Solution[State]]:
-        """The mean optimal cost of the batch, and the solve behind it, whose status the training logs."""
+        """The mean optimal cost of the batch, and the solve behind it, whose status the training logs; from the model's
+        guess or from `latent`."""
+        latent = self.model.guess(images) if latent is None else latent
         problem = reconstruction(self.model, images, prior=self.prior)
         solution = solve(
             problem,

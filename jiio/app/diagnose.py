@@ -1,0 +1,105 @@
+"""`jiio diagnose RUN`: does the inner solve converge on this model, if not why, and how exact is the outer gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jiio.app.figure import curves
+from jiio.models import Generator
+from jiio.regularize import spectral_radius
+from jiio.solution import Status
+from jiio.solve import solve
+from jiio.tasks.generation import (
+    DamagedLoss,
+    average_curvature,
+    reconstruction,
+    reconstruction_step,
+    solve_equilibrium,
+    start,
+)
+from jiio.tasks.measurement import damage, measure
+
+DELAYED = 0.9  # spectral radius above which z and mu answer so slowly that they set the pace
+
+
+def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | None = None) -> dict[str, Any]:
+    """Contraction, curvature, residual traces, status counts, gradient error; `advice` says what to change."""
+    with torch.no_grad():
+        problem = reconstruction(model, images, prior=prior)
+        step = reconstruction_step(model, prior=prior)
+        solution = solve(problem, start(model, len(images)), step=step, on_failure="ignore", trace=True)
+    x = solution.value.x
+    radius = spectral_radius(lambda z: model.cell()(z, x), solve_equilibrium(model, x), steps=40)
+    eye = torch.eye(x.shape[1])
+    values = torch.linalg.eigvalsh(average_curvature(model, images[:16], x[:16]) + prior * eye)
+    assumed = torch.linalg.eigvalsh(model.curvature + prior * eye)
+    traces = {
+        name: [float(point.residual[:, i].nanmedian()) for point in solution.trace]
+        for i, name in enumerate(solution.blocks)
+    }
+    if picture is not None:
+        steps = [point.step for point in solution.trace]
+        shown = {name: (steps, column) for name, column in traces.items()}
+        curves(shown, picture, labels=("joint step", "median relative residual"), title="Inner solve")
+    result: dict[str, Any] = {
+        "samples": len(images),
+        "status": {status.name: int((solution.status == status).sum()) for status in Status},
+        "steps": {"median": float(solution.steps.double().median()), "most": int(solution.steps.max())},
+        "residual": {name: float(solution.residual[:, i].max()) for i, name in enumerate(solution.blocks)},
+        "spectral_radius": {"median": float(radius.median()), "largest": float(radius.max())},
+        "curvature": {"least": float(values[0]), "largest": float(values[-1])},
+        "curvature_assumed": {"least": float(assumed[0]), "largest": float(assumed[-1])},
+        "gradient": gradient_error(model, images[:8]),
+        "report": solution.report(),
+    }
+    result["advice"] = advice(result)
+    return result
+
+
+def gradient_error(model: Generator, images: Tensor) -> dict[str, float]:
+    """Cosine and relative error of the first-order outer gradient of an inpainting loss against the exact one."""
+    operator, sigma = damage("hole")
+    measurement = measure(operator, images, sigma=sigma)
+    flat = {}
+    parameters = [parameter.requires_grad_() for parameter in model.parameters()]
+    for kind in ("exact", "first_order"):
+        loss, _ = DamagedLoss(model, gradient=kind, joint_steps=300)(images, measurement)
+        found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        flat[kind] = torch.cat([part.flatten() for part in found])
+    model.requires_grad_(False)
+    exact, first = flat["exact"], flat["first_order"]
+    return {
+        "cosine": float(torch.nn.functional.cosine_similarity(exact, first, dim=0)),
+        "relative_error": float((first - exact).norm() / exact.norm()),
+    }
+
+
+def advice(result: dict[str, Any]) -> list[str]:
+    """What to change, most important first; a healthy model gets one line that says so."""
+    lines = []
+    failed = result["samples"] - result["status"]["CONVERGED"]
+    if result["spectral_radius"]["largest"] >= 1:
+        lines.append("f is no contraction at some solutions: use a WellPosedCell, or train with --jacobian.")
+    elif result["spectral_radius"]["median"] > DELAYED:
+        lines.append("z and mu answer slowly (spectral radius above 0.9): lower the cell's contraction.")
+    ratio = result["curvature"]["largest"] / result["curvature_assumed"]["largest"]
+    if not 1 / 3 < ratio < 3:
+        lines.append(
+            f"the stored curvature is off by a factor {ratio:.1f}: fit it again (jiio.tasks.generation.fit_latents)."
+        )
+    if failed and result["status"]["BUDGET"] == failed:
+        lines.append("the samples that failed only ran out of steps: raise max_steps.")
+    elif failed:
+        lines.append("some samples stalled: lower the input rate, or look for a kink (a ReLU cell).")
+    if result["gradient"]["cosine"] < 0.95:
+        lines.append(
+            f"the first-order outer gradient is off (cosine {result['gradient']['cosine']:.2f}): use gradient='exact'."
+        )
+    return lines or ["nothing to change: the inner solve converges and the gradients agree."]
+
+
+__all__ = ["advice", "diagnose", "gradient_error"]

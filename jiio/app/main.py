@@ -1,0 +1,86 @@
+"""The command line: `jiio COMMAND ...`. One row of `COMMANDS` and one module make a command."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import tyro
+
+from jiio.app import commands
+from jiio.app.run_folder import UserError
+from jiio.app.table import console
+
+
+class Command(NamedTuple):
+    """A command: its frozen options, what it does (returning what --json writes), one line of help."""
+
+    options: type
+    run: Callable[[Any], dict[str, Any]]
+    help: str
+
+
+COMMANDS = {
+    "demo": Command(commands.Demo, commands.demo, "train on the embedded digits and restore damaged ones"),
+    "train generation": Command(commands.TrainGeneration, commands.train_generation, "train a generator of images"),
+    "evaluate": Command(commands.Evaluate, commands.evaluate, "reconstruction and restoration of test images"),
+    "restore": Command(commands.Restore, commands.restore, "restore your own image files"),
+    "diagnose": Command(commands.Diagnose, commands.diagnose, "why does the inner solve (not) converge"),
+}
+
+
+def usage() -> str:
+    """The commands, a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  jiio {name.ljust(width)}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "jiio: optimise the inputs of equilibrium networks, and train through it.",
+            "",
+            *lines,
+            "",
+            "`jiio COMMAND --help` explains a command. Start with: jiio demo",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when done, 2 for a mistake in what was asked, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    name = next((name for name in COMMANDS if arguments[: len(name.split())] == name.split()), None)
+    if name is None:
+        given = " ".join(arguments[:2]) if arguments[0] == "train" else arguments[0]
+        near = difflib.get_close_matches(given, COMMANDS, n=1)
+        hint = f"did you mean `jiio {near[0]}`?" if near else "`jiio --help` lists the commands."
+        return _refuse(f"there is no command {given!r}; {hint}")
+    command = COMMANDS[name]
+    options = tyro.cli(command.options, prog=f"jiio {name}", args=arguments[len(name.split()) :])
+    torch.set_num_threads(options.threads)
+    try:
+        result = command.run(options)
+        if options.json is not None:
+            options.json.write_text(json.dumps(result, indent=2) + "\n")
+    except (UserError, FileNotFoundError, ValueError) as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"{error.filename or 'a file'}: {error.strerror}")
+    except KeyboardInterrupt:
+        console.print("interrupted; a training goes on from here with the same command and --resume")
+        return 130
+    return 0
+
+
+def _refuse(sentence: str) -> int:
+    print(f"jiio: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

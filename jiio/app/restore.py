@@ -1,0 +1,72 @@
+"""`jiio restore RUN IMAGE...`: restore a user's own image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jiio.app.run_folder import UserError
+from jiio.data import read_image, write_image
+from jiio.models import Generator
+from jiio.tasks.generation import restore
+from jiio.tasks.measurement import Identity, Mask, Measurement, damage, measure
+
+
+def read_images(paths: tuple[Path, ...], model: Generator) -> Tensor:
+    """The files as the model's images; refused when they have another size."""
+    channels, height, width = model.config.image_shape
+    images = []
+    for path in paths:
+        image = read_image(path, channels=channels)
+        if tuple(image.shape[1:]) != (height, width):
+            raise UserError(
+                f"{path} has {image.shape[2]}x{image.shape[1]} pixels, this model needs {width}x{height}: resize it first"
+            )
+        images.append(image)
+    return torch.stack(images)
+
+
+def damaged_measurement(images: Tensor, name: str, *, seed: int) -> Measurement:
+    """Damage clean images by name."""
+    operator, sigma = damage(name)
+    return measure(operator, images, sigma=sigma, seed=seed)
+
+
+def given_measurement(images: Tensor, mask: Path | None, noise: float) -> Measurement:
+    """Files that are damaged already: white pixels of `mask` are known, `noise` is the sigma on [0, 1]."""
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    if mask is None:
+        return Measurement(Identity(), images, (), noise, shape)
+    known = (read_image(mask, channels=1) > 0.5).to(images)
+    if known.shape[1:] != images.shape[2:]:
+        raise UserError(f"the mask {mask} has another size than the images: {tuple(known.shape[1:])}, {shape[1:]}")
+    if not bool(known.any()):
+        raise UserError(f"the mask {mask} is all black: no pixel is known (white = known)")
+    operator = Mask(known)
+    parameters = (known.expand(len(images), *known.shape),)
+    return Measurement(operator, operator.apply(images, *parameters), parameters, noise, shape)
+
+
+def fill(measurement: Measurement, restored: Tensor) -> Tensor:
+    """Known pixels without noise are kept; the rest comes from the model."""
+    if measurement.sigma > 0 or not measurement.parameters:
+        return restored.clamp(0, 1)
+    known = measurement.parameters[0]
+    return (known * measurement.y + (1 - known) * restored).clamp(0, 1)
+
+
+def restore_files(
+    model: Generator, paths: tuple[Path, ...], measurement: Measurement, folder: Path
+) -> tuple[list[Path], Tensor, Tensor]:
+    """Write NAME-restored.png for each file; the paths, the images and who converged."""
+    restored, solution = restore(model, measurement)
+    images = fill(measurement, restored)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path, image in zip(paths, images, strict=True):
+        target = folder / f"{path.stem}-restored.png"
+        write_image(image, target)
+        written.append(target)
+    return written, images, solution.converged

@@ -1,0 +1,26 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+
+
+def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "") -> None:
+    """Print a table; the first column is text, the others numbers."""
+    table = Table(title=title, caption=note or None, title_justify="left", caption_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def with_interval(value: dict[str, float], digits: int = 2) -> str:
+    """mean ± half width of the interval."""
+    half = (value["high"] - value["low"]) / 2
+    return f"{value['mean']:.{digits}f}" + (f" ± {half:.{digits}f}" if half > 0 else "")

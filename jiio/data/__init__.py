@@ -1,0 +1,65 @@
+"""Readers of images: embedded digits, MNIST and its kin, folders of files. Images are float32 in [0, 1]."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from jiio.data.folder import folder_images
+from jiio.data.idx import idx_images, idx_labels
+from jiio.data.image import read_image, write_image
+
+Split = Literal["train", "test"]
+NAMES = ("digits", "mnist", "fashion-mnist", "folder:PATH")
+__all__ = ["NAMES", "Split", "data_root", "load_images", "load_labels", "read_image", "write_image"]
+
+
+def data_root(root: str | Path | None) -> Path:
+    """The folder of the data sets: `root`, or the environment variable JIIO_DATA_DIR."""
+    chosen = root or os.environ.get("JIIO_DATA_DIR")
+    if not chosen:
+        raise FileNotFoundError("this data set lies on the disk: give its folder with --data-dir or JIIO_DATA_DIR")
+    if not Path(chosen).is_dir():
+        raise FileNotFoundError(f"the data folder {str(chosen)!r} does not exist")
+    return Path(chosen)
+
+
+def load_images(
+    name: str,
+    split: Split,
+    *,
+    root: str | Path | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+) -> Tensor:
+    """Images (n, channels, height, width) in [0, 1].
+
+    name: digits (embedded, 8x8), mnist, fashion-mnist (28x28), folder:PATH.  size, channels: of a folder's images, by
+    default 32 and 3.  Raises `ValueError` for an unknown name or a damaged file, `FileNotFoundError` for missing data.
+
+    >>> load_images("digits", "test").shape
+    torch.Size([360, 1, 8, 8])
+    """
+    if name == "digits":
+        from jiio.data.digits import digits_images
+
+        return digits_images(split)
+    if name in ("mnist", "fashion-mnist"):
+        return idx_images(name, split, data_root(root))
+    if name.startswith("folder:"):
+        return folder_images(Path(name.removeprefix("folder:")), split, size=size or 32, channels=channels or 3)
+    raise ValueError(f"unknown data {name!r}: choose one of {', '.join(NAMES)}")
+
+
+def load_labels(name: str, split: Split, *, root: str | Path | None = None) -> Tensor:
+    """Labels (n,) as integers, in the order of `load_images`."""
+    if name == "digits":
+        from jiio.data.digits import digits_labels
+
+        return digits_labels(split)
+    if name in ("mnist", "fashion-mnist"):
+        return idx_labels(name, split, data_root(root))
+    raise ValueError(f"data {name!r} has no labels")

@@ -1,0 +1,29 @@
+"""scikit-learn's handwritten digits: 1797 images of 8x8, embedded in that package."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+TRAIN = 1437  # four fifths; the rest are test images
+
+
+def _rows(split: Literal["train", "test"]) -> Tensor:
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    return order[:TRAIN] if split == "train" else order[TRAIN:]
+
+
+def digits_images(split: Literal["train", "test"]) -> Tensor:
+    """(1437 or 360, 1, 8, 8) in [0, 1]; the split is fixed."""
+    bunch: Any = load_digits()
+    images = torch.from_numpy(bunch.images).float() / 16
+    return images[_rows(split), None]
+
+
+def digits_labels(split: Literal["train", "test"]) -> Tensor:
+    """(1437 or 360,), 0 to 9."""
+    bunch: Any = load_digits()
+    return torch.from_numpy(bunch.target).long()[_rows(split)]

@@ -1,0 +1,40 @@
+"""Image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+
+def open_image(path: Path, *, channels: int) -> Image.Image:
+    """The file as a grey (1) or colour (3) picture; `ValueError` naming it when it can't be read."""
+    if channels not in (1, 3):
+        raise ValueError(f"images have 1 or 3 channels, got {channels}")
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("L" if channels == 1 else "RGB")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no image file {str(path)!r}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """(channels, height, width) in [0, 1]."""
+    values = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)
+    return values[None] if values.dim() == 2 else values.permute(2, 0, 1).contiguous()
+
+
+def read_image(path: str | Path, *, channels: int) -> Tensor:
+    """An image file as (channels, height, width) in [0, 1]."""
+    return to_tensor(open_image(Path(path), channels=channels))
+
+
+def write_image(image: Tensor, path: str | Path) -> None:
+    """Write (channels, height, width) in [0, 1], clipped, by the suffix's format."""
+    values = (image.detach().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0)).save(path)

@@ -1,0 +1,233 @@
+"""Measurements y = A image + noise: linear operators as objects, drawn per sample.
+
+Images are (batch, channels, height, width) in [0, 1]. Published noise levels are often on [-1, 1]: 0.2 there is 0.1 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Shape = tuple[int, int, int]  # channels, height, width
+Parameters = tuple[Tensor, ...]
+
+
+class Operator(Protocol):
+    """A linear operator with parameters that are drawn for each sample."""
+
+    def draw(self, shape: Shape, generator: torch.Generator) -> Parameters:
+        """The parameters of one sample, without the batch."""
+        ...
+
+    def apply(self, image: Tensor, *parameters: Tensor) -> Tensor:
+        """A image."""
+        ...
+
+    def adjoint(self, y: Tensor, *parameters: Tensor) -> Tensor:
+        """A^T y."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A = 1: denoising."""
+
+    def draw(self, shape: Shape, generator: torch.Generator) -> Parameters:
+        """Nothing to draw."""
+        return ()
+
+    def apply(self, image: Tensor, *parameters: Tensor) -> Tensor:
+        """The image."""
+        return image
+
+    def adjoint(self, y: Tensor, *parameters: Tensor) -> Tensor:
+        """y."""
+        return y
+
+
+class _Masked:
+    """A = diag(mask), mask (batch, 1, height, width), 1 where a pixel is known."""
+
+    def apply(self, image: Tensor, *parameters: Tensor) -> Tensor:
+        """The image, 0 where unknown."""
+        return image * parameters[0]
+
+    def adjoint(self, y: Tensor, *parameters: Tensor) -> Tensor:
+        """The same."""
+        return y * parameters[0]
+
+
+@dataclass(frozen=True)
+class Mask(_Masked):
+    """Known pixels given by a mask (1, height, width), the same for every sample: a user's own damaged image."""
+
+    mask: Tensor = field(repr=False)
+
+    def draw(self, shape: Shape, generator: torch.Generator) -> Parameters:
+        """The mask; `ValueError` when it has not the image's size."""
+        if tuple(self.mask.shape) != (1, *shape[1:]):
+            raise ValueError(f"the mask has shape {tuple(self.mask.shape)}, the image needs {(1, *shape[1:])}")
+        return (self.mask,)
+
+
+@dataclass(frozen=True)
+class Hole(_Masked):
+    """A square hole at a random place; `side` in pixels, by default round(sqrt(0.1 height width)): a tenth of the area.
+
+    >>> Hole().draw((1, 28, 28), torch.Generator().manual_seed(0))[0].eq(0).sum()
+    tensor(81)
+    """
+
+    side: int | None = None
+
+    def draw(self, shape: Shape, generator: torch.Generator) -> Parameters:
+        """The mask of one sample, (1, height, width)."""
+        _, height, width = shape
+        side = round((0.1 * height * width) ** 0.5) if self.side is None else self.side
+        if not 0 < side <= min(height, width):
+            raise ValueError(f"a hole of side {side} does not fit an image of {height}x{width}")
+        top = int(torch.randint(height - side + 1, (), generator=generator))
+        left = int(torch.randint(width - side + 1, (), generator=generator))
+        mask = torch.ones(1, height, width)
+        mask[:, top : top + side, left : left + side] = 0
+        return (mask,)
+
+
+@dataclass(frozen=True)
+class PixelMask(_Masked):
+    """Each pixel known with probability `keep`."""
+
+    keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
+
+    def draw(self, shape: Shape, generator: torch.Generator) -> Parameters:
+        """The mask of one sample, (1, height, width)."""
+        return ((torch.rand(1, *shape[1:], generator=generator) < self.keep).float(),)
+
+
+@dataclass(frozen=True)
+class GaussianBlur:
+    """Convolution with a Gaussian of standard deviation `sigma` pixels, cut at 3 sigma, zero outside the image."""
+
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise ValueError(f"the sigma of a blur must be positive, got {self.sigma}")
+
+    def draw(self, shape: Shape, generator: torch.Generator) -> Parameters:
+        """Nothing to draw."""
+        return ()
+
+    def apply(self, image: Tensor, *parameters: Tensor) -> Tensor:
+        """The blurred image."""
+        radius = max(1, round(3 * self.sigma))
+        offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
+        kernel = torch.exp(-0.5 * (offsets / self.sigma) ** 2)
+        kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
+        batch, channels, height, width = image.shape
+        flat = image.reshape(batch * channels, 1, height, width)
+        flat = F.conv2d(F.conv2d(flat, kernel, padding=(radius, 0)), kernel.mT, padding=(0, radius))
+        return flat.view(batch, channels, height, width)
+
+    def adjoint(self, y: Tensor, *parameters: Tensor) -> Tensor:
+        """A symmetric kernel with zero padding is its own adjoint."""
+        return self.apply(y)
+
+
+@dataclass(frozen=True)
+class Downsample:
+    """Means over blocks of `factor` x `factor` pixels: super-resolution."""
+
+    factor: int = 2
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"the factor of a downsampling must be at least 1, got {self.factor}")
+
+    def draw(self, shape: Shape, generator: torch.Generator) -> Parameters:
+        """Nothing to draw; `ValueError` when the sides do not divide."""
+        if shape[1] % self.factor or shape[2] % self.factor:
+            raise ValueError(f"an image of {shape[1]}x{shape[2]} does not divide by the factor {self.factor}")
+        return ()
+
+    def apply(self, image: Tensor, *parameters: Tensor) -> Tensor:
+        """(batch, channels, height / factor, width / factor)."""
+        return F.avg_pool2d(image, self.factor)
+
+    def adjoint(self, y: Tensor, *parameters: Tensor) -> Tensor:
+        """Each value spread evenly over its block."""
+        return F.interpolate(y, scale_factor=float(self.factor), mode="nearest") / self.factor**2
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured: y, the operator with its parameters (each with the batch first), the noise's sigma on [0, 1]."""
+
+    operator: Operator
+    y: Tensor
+    parameters: Parameters
+    sigma: float
+    image_shape: Shape
+
+    def select(self, rows: Tensor | slice) -> Measurement:
+        """The measurement of some samples."""
+        parameters = tuple(part[rows] for part in self.parameters)
+        return Measurement(self.operator, self.y[rows], parameters, self.sigma, self.image_shape)
+
+
+def measure(
+    operator: Operator, images: Tensor, *, sigma: float = 0.0, ids: Sequence[int] | None = None, seed: int = 0
+) -> Measurement:
+    """Damage `images`; sigma is the noise's standard deviation on [0, 1].
+
+    Everything random about a sample comes from its id (its place in the batch by default) and `seed` alone, so it does
+    not depend on its batch.
+
+    >>> measure(Hole(), torch.zeros(2, 1, 8, 8)).y.shape
+    torch.Size([2, 1, 8, 8])
+    """
+    if sigma < 0:
+        raise ValueError(f"sigma must not be negative, got {sigma}")
+    ids = range(len(images)) if ids is None else ids
+    if len(ids) != len(images):
+        raise ValueError(f"{len(images)} images need as many ids, got {len(ids)}")
+    shape: Shape = (images.shape[1], images.shape[2], images.shape[3])
+    generators = [torch.Generator().manual_seed(1_000_003 * seed + int(i)) for i in ids]
+    drawn = [operator.draw(shape, generator) for generator in generators]
+    parameters = tuple(torch.stack(parts).to(images) for parts in zip(*drawn, strict=True))
+    y = operator.apply(images, *parameters)
+    if sigma > 0:
+        noise = torch.stack([torch.randn(y.shape[1:], generator=generator) for generator in generators])
+        # a pixel that is not measured has no noise either: masks give exactly 0 there
+        y = y + sigma * (operator.apply(noise.to(y), *parameters) if isinstance(operator, _Masked) else noise.to(y))
+    return Measurement(operator, y, parameters, sigma, shape)
+
+
+def damage(name: str) -> tuple[Operator, float]:
+    """(operator, sigma on [0, 1]) by name: `hole`, `pixels`, `blur`, `downsample`, or `noise-S` with S on [-1, 1].
+
+    >>> damage("noise-0.4")
+    (Identity(), 0.2)
+    """
+    operators: dict[str, Operator] = {
+        "hole": Hole(),
+        "pixels": PixelMask(),
+        "blur": GaussianBlur(),
+        "downsample": Downsample(),
+    }
+    if name in operators:
+        return operators[name], 0.0
+    if name.startswith("noise-"):
+        level = name.removeprefix("noise-")
+        if level.replace(".", "", 1).isdigit():
+            return Identity(), float(level) / 2
+    raise ValueError(f"unknown damage {name!r}: choose one of {', '.join(operators)}, or noise-0.2 (any level)")

@@ -1,0 +1,83 @@
+"""Probabilistic PCA (Tipping and Bishop 1999), the linear baseline of every inverse problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jiio.tasks.measurement import Identity, Measurement, _Masked
+
+
+@dataclass(frozen=True)
+class PPCA:
+    """image = mean + W l + e, l ~ N(0, 1) of `latent` entries, e ~ N(0, variance) per pixel. Double precision.
+
+    mean: (pixels,).  W: (pixels, latent).  components: the principal directions, (pixels, latent).
+    """
+
+    mean: Tensor
+    W: Tensor
+    components: Tensor
+    variance: float
+
+    @classmethod
+    def fit(cls, images: Tensor, latent: int) -> PPCA:
+        """Maximum likelihood on images (n, channels, height, width) by an eigendecomposition of their covariance."""
+        flat = images.flatten(1).double()
+        if not 1 <= latent < flat.shape[1]:
+            raise ValueError(f"latent must lie between 1 and {flat.shape[1] - 1}, got {latent}")
+        mean = flat.mean(0)
+        values, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
+        values, vectors = values.flip(0), vectors.flip(1)
+        variance = float(values[latent:].mean())
+        scale = (values[:latent] - variance).clamp_min(0).sqrt()
+        return cls(mean, vectors[:, :latent] * scale, vectors[:, :latent], variance)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Projection onto the principal subspace: plain PCA."""
+        offset = images.flatten(1).double() - self.mean
+        return (self.mean + offset @ self.components @ self.components.T).view(images.shape).to(images.dtype)
+
+    def restore(self, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        """(in-range estimate mean + W E[l | y], posterior mean of the image), each of the image's shape.
+
+        y = A image + n with n ~ N(0, sigma^2): y's covariance given l is R = variance A A^T + sigma^2.
+        """
+        if isinstance(measurement.operator, _Masked | Identity):
+            latent, rest = self._masked(measurement)
+        else:
+            latent, rest = self._dense(measurement)
+        in_range = self.mean + latent @ self.W.T
+        shape = (-1, *measurement.image_shape)
+        dtype = measurement.y.dtype
+        return in_range.view(shape).to(dtype), (in_range + self.variance * rest).view(shape).to(dtype)
+
+    def _masked(self, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        """A diagonal R: one latent x latent system a sample. Returns E[l | y] and A^T R^-1 (y - A (mean + W E[l]))."""
+        y = measurement.y.flatten(1).double()
+        mask = measurement.parameters[0].double() if measurement.parameters else torch.ones_like(measurement.y).double()
+        mask = mask.expand(len(y), *measurement.image_shape).flatten(1)
+        precision = mask / (self.variance + measurement.sigma**2)
+        d = self.W.shape[1]
+        outer = (self.W[:, :, None] * self.W[:, None, :]).flatten(1)
+        M = (precision @ outer).view(-1, d, d) + torch.eye(d, dtype=y.dtype)
+        latent = torch.linalg.solve(M, (precision * (y - self.mean)) @ self.W)
+        return latent, precision * (y - self.mean - latent @ self.W.T)
+
+    def _dense(self, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        """An operator that is the same for all samples, as a matrix."""
+        if measurement.parameters:
+            raise ValueError("only masks may differ between samples")
+        y, pixels = measurement.y.flatten(1).double(), len(self.mean)
+        units = torch.eye(pixels, dtype=torch.double).view(-1, *measurement.image_shape)
+        A = measurement.operator.apply(units).flatten(1).T
+        # a blur is nearly singular; the jitter is far below any sigma that matters
+        R = self.variance * A @ A.T + (measurement.sigma**2 + 1e-8 * self.variance) * torch.eye(len(A), dtype=A.dtype)
+        AW, offset = A @ self.W, y - A @ self.mean
+        solved = torch.linalg.solve(R, torch.cat((AW, offset.T), dim=1))
+        RW, Ry = solved[:, : AW.shape[1]], solved[:, AW.shape[1] :]
+        M = AW.T @ RW + torch.eye(AW.shape[1], dtype=A.dtype)
+        latent = torch.linalg.solve(M, AW.T @ Ry).T
+        return latent, (A.T @ (Ry - RW @ latent.T)).T

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, PixelMask, measure
+from jiio.tasks.ppca import PPCA
+
+
+def data(n: int = 400) -> torch.Tensor:
+    """Correlated images of 6x6 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn(n, 7, dtype=torch.float64, generator=generator)
+    loadings = torch.randn(7, 36, dtype=torch.float64, generator=generator)
+    noise = torch.randn(n, 36, dtype=torch.float64, generator=generator)
+    return (0.5 + 0.1 * factors @ loadings + 0.05 * noise).view(n, 1, 6, 6)
+
+
+def test_fit_is_the_maximum_likelihood_covariance() -> None:
+    """W W^T + variance agrees with the data's covariance in the principal subspace and in its total variance."""
+    images = data()
+    model = PPCA.fit(images, 7)
+    centred = images.flatten(1) - model.mean
+    covariance = centred.T @ centred / len(images)
+    fitted = model.W @ model.W.T + model.variance * torch.eye(36, dtype=torch.float64)
+    assert float((fitted - covariance).trace().abs()) < 1e-9
+    assert torch.allclose(fitted @ model.components, covariance @ model.components)
+
+
+@pytest.mark.parametrize("operator", [Identity(), Hole(2), PixelMask(0.6), GaussianBlur(0.7), Downsample(2)])
+def test_posterior_mean_is_gaussian_conditioning_on_the_full_covariance(operator) -> None:
+    images = data()
+    model = PPCA.fit(images, 5)
+    measurement = measure(operator, images[:3], sigma=0.1)
+    _, posterior = model.restore(measurement)
+    C = model.W @ model.W.T + model.variance * torch.eye(36, dtype=torch.float64)
+    for i in range(3):
+        own = measurement.select(slice(i, i + 1))
+        units = torch.eye(36, dtype=torch.float64).view(-1, 1, 6, 6)
+        A = operator.apply(units, *own.parameters).flatten(1).T
+        y = own.y.flatten()
+        K = C @ A.T @ torch.linalg.inv(A @ C @ A.T + 0.01 * torch.eye(len(A), dtype=torch.float64))
+        assert torch.allclose(posterior[i].flatten(), model.mean + K @ (y - A @ model.mean), atol=1e-6)
+
+
+def test_complete_noiseless_data_give_back_the_image_and_shrunk_pca_in_range() -> None:
+    images = data()
+    model = PPCA.fit(images, 5)
+    in_range, posterior = model.restore(measure(Identity(), images))
+    assert torch.allclose(posterior, images, atol=1e-8)
+    pca = model.reconstruct(images)
+    assert float((in_range - pca).square().mean()) < 0.1 * float((pca - images).square().mean())
+
+
+def test_bad_latent_is_named() -> None:
+    with pytest.raises(ValueError, match="latent must lie between 1 and 35, got 36"):
+        PPCA.fit(data(), 36)
