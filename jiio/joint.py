@@ -10,7 +10,7 @@ from torch import Tensor
 from jiio import tree
 from jiio.constraint import Free
 from jiio.fixed_point import Evaluation, compared, iterate, relative_residual, require_same_form
-from jiio.precondition import Normalized, Scalar, Sign, Step
+from jiio.precondition import Normalized, Rule, Scalar, Sign, Step
 from jiio.problem import Problem, State
 from jiio.solution import Solution, Work
 from jiio.solver import Anderson, Solver
@@ -77,8 +77,8 @@ def equilibrium(
     return iterate(F, z, solver=solver, max_steps=max_steps, tol=(tol,))
 
 
-class Overshoot:
-    """Each sample's recent input direction, and the factor on its rate that overshooting has left it with.
+class InputMemory:
+    """The input rule as it is now, each sample's recent direction, and the factor that overshooting has left its rate with.
 
     The direction is a short moving average: the last one alone misses the slow oscillations of a lagging z and mu. Of
     averages 0, 0.5, 0.8, 0.9 and recoveries of 2 and 5 % these were best on small random problems.
@@ -87,8 +87,13 @@ class Overshoot:
     RECOVERY = 1.02
     AVERAGE = 0.5
 
-    def __init__(self, factor: Tensor, direction: Tensor):
-        self.factor, self.direction = factor, direction
+    def __init__(self, rule: Rule, factor: Tensor, direction: Tensor):
+        self.rule, self.factor, self.direction = rule, factor, direction
+
+    @classmethod
+    def fresh(cls, rule: Rule, x: Tensor) -> InputMemory:
+        """Before the first step from inputs of the form of `x`."""
+        return cls(rule, torch.ones_like(x.flatten(1)[:, 0]), torch.zeros_like(x))
 
     def look(self, probe: Tensor, direction: Tensor, cut: float) -> Tensor:
         """The share of this step to take: `cut` where `probe` points against the recent direction, else 1."""
@@ -98,9 +103,9 @@ class Overshoot:
         self.direction = torch.lerp(direction, self.direction, self.AVERAGE)
         return share
 
-    def select(self, rows: Tensor) -> Overshoot:
+    def select(self, rows: Tensor) -> InputMemory:
         """The memory of the samples `rows`."""
-        return Overshoot(self.factor[rows], self.direction[rows])
+        return InputMemory(self.rule.select(rows), self.factor[rows], self.direction[rows])
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class JointMap:
         x  <- project(x - rate P (J_x^T mu + dcost/dx))
 
     mu_floor: |dcost/dz| at the start, (batch,), below which |mu| does not shrink the relative adjoint residual.
-    overshoot: memory of the last input step, the one thing that changes in the course of a solve.
+    memory: of the input steps, the one thing that changes in the course of a solve.
     """
 
     problem: Problem
@@ -120,7 +125,7 @@ class JointMap:
     mu_floor: Tensor
     work: Work
     tol_z: float
-    overshoot: Overshoot
+    memory: InputMemory
     blocks: tuple[str, ...] = ("z", "mu", "x")
 
     @property
@@ -136,8 +141,9 @@ class JointMap:
         r_z, size_z = relative_residual(s.z, now.f)
         size_mu = torch.maximum(tree.norm(s.mu), self.mu_floor)
         r_mu = tree.norm(tree.apply(torch.sub, now.z, s.mu)) / size_mu
-        direction = self.step.rule.direction(now.x)
-        rate = self.step.rate(k, torch.maximum(r_z, r_mu)) * self.overshoot.factor
+        self.memory.rule = self.memory.rule.refresh(s.z, k)
+        direction = self.memory.rule.direction(now.x)
+        rate = self.step.rate(k, torch.maximum(r_z, r_mu)) * self.memory.factor
         x, r_x = self._move(s.x, now.x, direction, rate)
         merit = torch.where(r_z < max(self.tol_z, COMPARABLE), now.cost, torch.inf)
         merit = torch.where(now.cost.isfinite(), merit, torch.nan)
@@ -151,7 +157,7 @@ class JointMap:
         if self.step.cut is not None:
             # on an active constraint the gradient keeps a normal part that hides how its tangential part turns
             probe = gradient if self.symmetric else change
-            share = self.overshoot.look(probe, change / _wide(rate, x), self.step.cut)
+            share = self.memory.look(probe, change / _wide(rate, x), self.step.cut)
             change = _wide(share, x) * change  # part of the way to a feasible point is feasible
         return x - change, r_x
 
@@ -172,7 +178,7 @@ class JointMap:
 
     def _metric(self, gradient: Tensor) -> Tensor:
         """A linear P g: a normalised step is replaced by the scalar step of the same length."""
-        rule = self.step.rule
+        rule = self.memory.rule
         if isinstance(rule, Normalized | Sign):
             size = torch.linalg.vector_norm(gradient.detach().flatten(1), dim=1)
             rule = Scalar(1.0, scale=rule.rate / size.clamp_min(torch.finfo(size.dtype).tiny))
@@ -200,7 +206,7 @@ class JointMap:
 
     def measured(self) -> JointMap:
         """The same map for one more measurement, without a say in the solve's own memory."""
-        return replace(self, overshoot=Overshoot(self.overshoot.factor, self.overshoot.direction))
+        return replace(self, memory=InputMemory(self.memory.rule, self.memory.factor, self.memory.direction))
 
     def select(self, rows: Tensor) -> JointMap:
         """The map of the samples `rows`."""
@@ -209,7 +215,7 @@ class JointMap:
             problem=self.problem.select(rows),
             step=self.step.select(rows),
             mu_floor=self.mu_floor[rows],
-            overshoot=self.overshoot.select(rows),
+            memory=self.memory.select(rows),
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jiio import tree
 from jiio.fixed_point import Evaluation, compared, iterate
-from jiio.joint import JointMap, Overshoot, equilibrium
+from jiio.joint import InputMemory, JointMap, equilibrium
 from jiio.optimizer import LBFGS, PGD, Adam, Optimizer
 from jiio.precondition import Rule, Scalar, Step
 from jiio.problem import Problem, State
@@ -125,8 +125,7 @@ def _rule(optimizer: Optimizer) -> Rule:
 
 
 def _measured(problem: Problem, state: State, slope: Tensor, work: Work, rule: Rule, tol: float) -> Solution[State]:
-    still = Overshoot(torch.ones_like(slope), torch.zeros_like(state.x))
-    F = JointMap(problem, Step(rule, lag=None), slope, Work(), tol, still)
+    F = JointMap(problem, Step(rule, lag=None), slope, Work(), tol, InputMemory.fresh(rule, state.x))
     now = F.evaluate(state, 0)
     converged = (now.residual <= tol).all(1)
     status = torch.where(converged, int(Status.CONVERGED), int(Status.BUDGET))

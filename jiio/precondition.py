@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from jiio.constraint import Box, Constraint, Free
+from jiio.tree import Tree
 
 
 class Rule(Protocol):
@@ -36,6 +37,18 @@ class Rule(Protocol):
         """The rule of the samples `rows`."""
         ...
 
+    def refresh(self, z: Tree, k: int) -> Rule:
+        """The rule for step `k`, where z is the current equilibrium guess: itself, unless its P follows the iterate."""
+        ...
+
+
+class _Fixed:
+    """A rule whose P stays the same through a solve."""
+
+    def refresh(self, z: Tree, k: int) -> Self:
+        """Itself."""
+        return self
+
 
 def _rows(value: float | Tensor, rows: Tensor) -> float | Tensor:
     return value[rows] if isinstance(value, Tensor) and value.dim() else value
@@ -47,7 +60,7 @@ def _require_rate(rate: float | Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Scalar:
+class Scalar(_Fixed):
     """P = `scale` (a number, or one a sample, shape (batch,)): plain gradient steps.
 
     With `scale` = 1 / curvature the relative residual of x is in the units of x.
@@ -72,7 +85,7 @@ class Scalar:
 
 
 @dataclass(frozen=True)
-class Normalized:
+class Normalized(_Fixed):
     """P g = g / |g|_2 of each sample: a step of length `rate`.
 
     At a constant rate it has no interior fixed point: give it a schedule or an active constraint.
@@ -97,7 +110,7 @@ class Normalized:
 
 
 @dataclass(frozen=True)
-class Sign:
+class Sign(_Fixed):
     """P g = sign(g): the steepest step in the maximum norm, for `LinfBall` and `Box`. Needs a schedule, as `Normalized`."""
 
     rate: float | Tensor
@@ -118,7 +131,7 @@ class Sign:
 
 
 @dataclass(frozen=True)
-class Diagonal:
+class Diagonal(_Fixed):
     """P = diag(`inverse`), positive, of shape (batch, ...) as x or (1, ...): inverse curvatures of the coordinates."""
 
     inverse: Tensor = field(repr=False)
@@ -144,7 +157,7 @@ class Diagonal:
 
 
 @dataclass(frozen=True)
-class Matrix:
+class Matrix(_Fixed):
     """P = `inverse`, a symmetric positive (d, d) for all samples or (batch, d, d), for x of shape (batch, d).
 
     Made by `jiio.gauss_newton`: the inverse of a Gauss-Newton matrix, so P g is about the distance to the minimum and a

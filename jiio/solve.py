@@ -10,7 +10,7 @@ from torch import Tensor
 from jiio import tree
 from jiio.curvature import automatic_step
 from jiio.fixed_point import Callback, check_budget, iterate
-from jiio.joint import COMPARABLE, JointMap, Overshoot, equilibrium
+from jiio.joint import COMPARABLE, InputMemory, JointMap, equilibrium
 from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Work, settle_failure
@@ -64,9 +64,7 @@ def solve(
     if not isinstance(solver, Picard):
         step = replace(step, cut=None)  # mixing needs a map that stays the same
     slope = cost_slope(problem, start, work=work)
-    F = JointMap(
-        problem, step, slope, work, tolerances[0], Overshoot(torch.ones_like(slope), torch.zeros_like(start.x))
-    )
+    F = JointMap(problem, step, slope, work, tolerances[0], InputMemory.fresh(step.rule, start.x))
     solution = iterate(F, start, solver=solver, max_steps=max_steps, tol=tolerances, callback=callback, trace=trace)
     return settle_failure(solution, solution.residual.new_tensor(tolerances), on_failure)
 

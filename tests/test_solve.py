@@ -148,7 +148,8 @@ def test_peak_memory_does_not_grow_with_max_steps(solver) -> None:
                 counts.append(sum(t.numel() for t in gc.get_objects() if type(t) is Tensor))
 
         gc.collect()
-        solve(problem, zeros(problem), step=Step(1e-4), solver=solver, max_steps=max_steps, tol=1e-12, callback=count, on_failure="ignore")  # fmt: skip
+        options = {"tol": 1e-12, "callback": count, "on_failure": "ignore"}
+        solve(problem, zeros(problem), step=Step(1e-4), solver=solver, max_steps=max_steps, **options)
         return max(counts)
 
     peak(20)

@@ -75,8 +75,10 @@ class TrainGeneration(Common):
     """Side to which the images of a folder are resized (32 otherwise)."""
     cell: Literal["well_posed", "mdeq"] = "well_posed"
     """well_posed is a contraction by construction; mdeq is the paper's cell."""
-    steps: int = 3000
+    steps: int = 1500
     """Optimiser steps."""
+    images: int = 16384
+    """Training images used, chosen by the seed; 0 for all."""
     batch: int = 64
     """Images a step."""
     joint_steps: int = 20
@@ -94,6 +96,7 @@ def train_generation(options: TrainGeneration) -> dict[str, Any]:
 
     jacobian = options.jacobian if options.jacobian is not None else float(options.cell == "mdeq")
     training = Training(
+        images=options.images,
         steps=options.steps,
         batch=options.batch,
         joint_steps=options.joint_steps,
@@ -253,8 +256,9 @@ def diagnose(options: Diagnose) -> dict[str, Any]:
     console.print(
         f"spectral radius of f: median {result['spectral_radius']['median']:.2f}, "
         f"largest {result['spectral_radius']['largest']:.2f}\n"
-        f"curvature of the latents: {result['curvature']['least']:.3g} to {result['curvature']['largest']:.3g} "
-        f"(the model's preconditioner assumes up to {result['curvature_assumed']['largest']:.3g})\n"
+        f"curvature of the latents: {result['curvature']['least']:.3g} to {result['curvature']['largest']:.3g}; after "
+        f"preconditioning {result['preconditioned']['least']:.2f} to {result['preconditioned']['largest']:.2f} "
+        f"(medians), at worst {result['preconditioned']['worst']:.1f}\n"
         f"first-order outer gradient: cosine {result['gradient']['cosine']:.3f}, relative error "
         f"{result['gradient']['relative_error']:.2f} against the exact one\n"
         f"steps to converge: median {result['steps']['median']:.0f}, most {result['steps']['most']}"

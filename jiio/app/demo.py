@@ -75,7 +75,7 @@ def speed(model: Generator, train: Tensor, test: Tensor, *, prior: float) -> dic
     with torch.no_grad():
         tuning, problem = (reconstruction(model, images[:64], prior=prior) for images in (train, test))
     origin = start(model, 64)
-    joint = compare.Joint(reconstruction_step(model, prior=prior))
+    joint = compare.Joint(reconstruction_step(model, 64, prior=prior))
     adams: dict[str, compare.Method] = {f"Adam {rate}": compare.Nested(Adam(rate), warm=False) for rate in ADAM_RATES}
     goal = 1.2 * compare.reference_cost(tuning, [origin], [joint], steps=150)
     best = adams[compare.tune(adams, tuning, origin, target=goal, steps=60)]

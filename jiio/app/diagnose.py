@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jiio import tree
 from jiio.app.figure import curves
+from jiio.curvature import gauss_newton
 from jiio.models import Generator
 from jiio.regularize import spectral_radius
 from jiio.solution import Status
 from jiio.solve import solve
 from jiio.tasks.generation import (
     DamagedLoss,
-    average_curvature,
     reconstruction,
     reconstruction_step,
     solve_equilibrium,
@@ -23,6 +24,7 @@ from jiio.tasks.generation import (
 )
 from jiio.tasks.measurement import damage, measure
 
+OVERSHOOT = 20.0  # curvature after preconditioning that the safeguards of a step no longer make up for
 DELAYED = 0.9  # spectral radius above which z and mu answer so slowly that they set the pace
 
 
@@ -30,13 +32,15 @@ def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | 
     """Contraction, curvature, residual traces, status counts, gradient error; `advice` says what to change."""
     with torch.no_grad():
         problem = reconstruction(model, images, prior=prior)
-        step = reconstruction_step(model, prior=prior)
+        step = reconstruction_step(model, len(images), prior=prior)
         solution = solve(problem, start(model, len(images)), step=step, on_failure="ignore", trace=True)
     x = solution.value.x
     radius = spectral_radius(lambda z: model.cell()(z, x), solve_equilibrium(model, x), steps=40)
-    eye = torch.eye(x.shape[1])
-    values = torch.linalg.eigvalsh(average_curvature(model, images[:16], x[:16]) + prior * eye)
-    assumed = torch.linalg.eigvalsh(model.curvature + prior * eye)
+    few = torch.arange(min(16, len(x)))
+    matrix = gauss_newton(problem.select(few), tree.select(solution.value.z, few), x[few])
+    values = torch.linalg.eigvalsh(matrix)
+    rule = step.select(few).rule.refresh(tree.select(solution.value.z, few), 0)
+    seen = torch.linalg.eigvals(torch.stack([rule.direction(column) for column in matrix.unbind(-1)], dim=-1)).real
     traces = {
         name: [float(point.residual[:, i].nanmedian()) for point in solution.trace]
         for i, name in enumerate(solution.blocks)
@@ -51,8 +55,12 @@ def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | 
         "steps": {"median": float(solution.steps.double().median()), "most": int(solution.steps.max())},
         "residual": {name: float(solution.residual[:, i].max()) for i, name in enumerate(solution.blocks)},
         "spectral_radius": {"median": float(radius.median()), "largest": float(radius.max())},
-        "curvature": {"least": float(values[0]), "largest": float(values[-1])},
-        "curvature_assumed": {"least": float(assumed[0]), "largest": float(assumed[-1])},
+        "curvature": {"least": float(values.min()), "largest": float(values.max())},
+        "preconditioned": {
+            "least": float(seen.amin(1).median()),
+            "largest": float(seen.amax(1).median()),
+            "worst": float(seen.max()),
+        },
         "gradient": gradient_error(model, images[:8]),
         "report": solution.report(),
     }

@@ -16,7 +16,7 @@ from jiio.app.run_folder import RunFolder, UserError
 from jiio.data import load_images
 from jiio.models import Generator, GeneratorConfig, generator
 from jiio.regularize import jacobian_penalty
-from jiio.tasks.generation import PRIOR, GenerationLoss, Ridge, average_curvature, fit_latents
+from jiio.tasks.generation import PRIOR, GenerationLoss, Ridge, fit_latents, tangent_statistics
 from jiio.tasks.metrics import decibel
 
 
@@ -24,11 +24,14 @@ from jiio.tasks.metrics import decibel
 class Training:
     """Options of a training that decide its result; saved in the run's config.json.
 
+    images: training images used, chosen by the seed; 0 for all. A few thousand, met several times, let every inner solve
+    start at the image's last latent.
     steps: optimiser steps.  batch: images a step.  joint_steps: of the inner solve of a batch.  rate: of its input step.
     jacobian: weight of the Jacobian penalty, for cells that are not well posed.
     """
 
-    steps: int = 3000
+    images: int = 16384
+    steps: int = 1500
     batch: int = 64
     learning_rate: float = 2e-3
     warm_up: int = 50
@@ -37,7 +40,7 @@ class Training:
     prior: float = PRIOR
     clip: float = 20.0
     jacobian: float = 0.0
-    curvature_every: int = 50
+    refresh_every: int = 50
     seed: int = 0
 
 
@@ -61,6 +64,9 @@ class Trainer:
     """The state of a training: `step` optimiser steps done, the last latents of every image."""
 
     def __init__(self, images: Tensor, config: GeneratorConfig, training: Training):
+        if training.images:
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(training.seed))
+            images = images[order[: training.images]]
         if len(images) < training.batch:
             raise UserError(f"{len(images)} training images are fewer than a batch of {training.batch}")
         self.images, self.training = images, training
@@ -89,7 +95,7 @@ class Trainer:
         """One optimiser step; the figures that tell whether training is healthy."""
         training, rows = self.training, self.rows()
         images = self.images[rows]
-        if self.step % training.curvature_every == 0 or self.step in EARLY_REFRESH:
+        if self.step % training.refresh_every == 0 or self.step in EARLY_REFRESH:
             self.refresh(images[:REFRESH_IMAGES])
         # once an image has been met, its last latent is nearer than a linear guess
         latents = self.latents[rows] if self.step >= len(self.images) // training.batch else self.model.guess(images)
@@ -116,7 +122,7 @@ class Trainer:
             "residual_mu": float(residual[1]),
             "residual_x": float(residual[2]),
             "converged": float(solution.converged.float().mean()),
-            "curvature": float(torch.linalg.eigvalsh(self.model.curvature)[-1]),
+            "tangent": float(torch.linalg.matrix_norm(self.model.tangent, 2)),
             "latent_norm": float(x.norm(dim=1).mean()),
             "gradient_norm": float(norm),
         }
@@ -129,15 +135,17 @@ class Trainer:
         return training.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
 
     def refresh(self, images: Tensor) -> None:
-        """Refit the linear encoder, and blend in the curvature at the latents it guesses; random ones at first."""
+        """Refit the linear encoder, and blend in the tangent at the latents it guesses; random ones at first."""
         if self.step > 0:
             self.model.encoder.copy_(self.encoder.solve())
             latents = self.model.guess(images)
         else:
             generator = torch.Generator().manual_seed(self.training.seed)
             latents = torch.randn(len(images), self.model.config.latent, generator=generator)
-        found = average_curvature(self.model, images, latents)
-        self.model.curvature.lerp_(found, 1.0 if self.step < 40 else 0.5)
+        weight = 1.0 if self.step < 40 else 0.5
+        tangent, spread = tangent_statistics(self.model, latents)
+        self.model.tangent.lerp_(tangent, weight)
+        self.model.spread.lerp_(spread, weight)
 
     def penalty(self, state: Any) -> Tensor:
         """Jacobian penalty at the solution, z held fixed: a surrogate (docs/method.md)."""

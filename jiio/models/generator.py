@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -15,7 +16,6 @@ from jiio.models.cell import Cell, WellPosedCell
 from jiio.models.injection import LatentInjection, Maps, Shape
 from jiio.models.mdeq import MDEQ
 from jiio.models.spectral import convolution_norm
-
 
 THUMBNAIL = 28  # side of the image that the linear encoder sees
 
@@ -77,8 +77,9 @@ class Generator(nn.Module):
     The readout is one 3x3 convolution of the finest scale, of norm at most `readout_gain`, a pixel shuffle and a
     sigmoid (1/4-Lipschitz): cheaper than f. Bind once per solve: `f = model.cell()`, `readout = model.decoder()`.
 
-    Buffers that training keeps up to date, for the latent problems of `jiio.tasks.generation`: `curvature` (latent,
-    latent), the average Gauss-Newton matrix of half the squared pixel error; `latent_mean` and `latent_precision`, a
+    Buffers that training keeps up to date, for the latent problems of `jiio.tasks.generation`: `tangent` (pixels,
+    latent), the average derivative of the image before its sigmoid, and `spread`, its scatter; `latent_mean` and
+    `latent_precision`, a
     Gaussian fitted to the latents of the training images; `residual_variance`, of a pixel about its reconstruction;
     `encoder`, a linear map from `features` of an image to a first guess of its latent (0 before training).
 
@@ -88,7 +89,8 @@ class Generator(nn.Module):
     torch.Size([2, 1, 8, 8])
     """
 
-    curvature: Tensor
+    tangent: Tensor
+    spread: Tensor
     encoder: Tensor
     latent_mean: Tensor
     latent_precision: Tensor
@@ -103,7 +105,8 @@ class Generator(nn.Module):
         self.weight = nn.Parameter(0.1 * torch.randn(outputs, width, 3, 3))
         self.openness = nn.Parameter(torch.tensor(-1.0))  # the readout's norm is readout_gain sigmoid(openness)
         self.bias = nn.Parameter(torch.zeros(config.image_shape))
-        self.register_buffer("curvature", torch.eye(config.latent))
+        self.register_buffer("tangent", torch.zeros(math.prod(config.image_shape), config.latent))
+        self.register_buffer("spread", torch.zeros(config.latent, config.latent))
         self.register_buffer("encoder", torch.zeros(config.image_shape[0] * self.thumbnail**2 + 1, config.latent))
         self.register_buffer("latent_mean", torch.zeros(config.latent))
         self.register_buffer("latent_precision", torch.eye(config.latent))
@@ -119,14 +122,19 @@ class Generator(nn.Module):
 
     def decoder(self) -> Callable[[Maps], Tensor]:
         """The readout z -> image with weights bound once, with graph where gradients are enabled."""
+        linear, bias = self.linear_decoder(), self.bias + 0.0
+        return lambda z: torch.sigmoid(linear(z) + bias)
+
+    def linear_decoder(self) -> Callable[[Maps], Tensor]:
+        """The linear part of the readout: neither bias nor sigmoid."""
         norm = self.config.readout_gain * torch.sigmoid(self.openness)
         weight = self.weight * (norm / convolution_norm(self.weight).clamp_min(1e-12))
-        bias = self.bias + 0.0
+        return lambda z: F.pixel_shuffle(F.conv2d(z[0], weight, padding=1), self.config.patch)
 
-        def readout(z: Maps) -> Tensor:
-            return torch.sigmoid(F.pixel_shuffle(F.conv2d(z[0], weight, padding=1), self.config.patch) + bias)
-
-        return readout
+    @staticmethod
+    def slope(image: Tensor) -> Tensor:
+        """Derivative of the sigmoid where the readout gave `image`."""
+        return image * (1 - image)
 
     def features(self, images: Tensor) -> Tensor:
         """What the linear encoder sees: a thumbnail of each image and a 1, (batch, rows of `encoder`)."""

@@ -10,30 +10,35 @@ which is v times the negative log posterior, so that it goes over into the train
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from jiio.curvature import gauss_newton, inverse_of
+from jiio.constraint import Constraint
+from jiio.curvature import Linearization
 from jiio.deq import DEQ
 from jiio.implicit import implicit
 from jiio.precondition import Matrix, Step
 from jiio.problem import Problem, State
-from jiio.solution import OnFailure, Solution
+from jiio.solution import OnFailure, Solution, Work
 from jiio.solve import solve
 from jiio.tasks.measurement import Measurement, Operator
 
 PRIOR = 0.05
 RATE = 0.3
+DAMPING = 0.01
 Gradient = Literal["exact", "first_order"]
 
 
 class LatentModel(Protocol):
     """What the tasks of this module need of a model; `jiio.models.Generator` is one."""
 
-    curvature: Tensor
+    tangent: Tensor
+    spread: Tensor
     encoder: Tensor
     latent_mean: Tensor
     latent_precision: Tensor
@@ -45,6 +50,14 @@ class LatentModel(Protocol):
 
     def decoder(self) -> Callable[[Any], Tensor]:
         """The readout with weights bound once."""
+        ...
+
+    def linear_decoder(self) -> Callable[[Any], Tensor]:
+        """The linear part of the readout."""
+        ...
+
+    def slope(self, image: Tensor) -> Tensor:
+        """Derivative of the readout's last, element-wise function where it gave `image`."""
         ...
 
     def readout(self, z: Any) -> Tensor:
@@ -103,26 +116,91 @@ def data_weight(model: LatentModel, sigma: float) -> Tensor:
     return model.residual_variance / (model.residual_variance + sigma**2)
 
 
-def reconstruction_step(model: LatentModel, *, prior: float = PRIOR, rate: float = RATE) -> Step:
-    """Steps preconditioned by the inverse of the model's average Gauss-Newton matrix."""
-    eye = torch.eye(len(model.curvature), dtype=model.curvature.dtype, device=model.curvature.device)
-    return Step(Matrix(inverse_of(model.curvature + prior * eye), rate))
+@dataclass(frozen=True)
+class ImageRule:
+    """Input steps that follow each sample's own curvature, at the price of a readout every `every` steps.
+
+    The Gauss-Newton matrix of 1/2 sum_p weight_p (h_p - y_p)^2 + 1/2 |x|^2_precision is
+
+        sum_p w_p t_p t_p^T + precision,      w_p = weight_p (slope_p^2 + damping),
+
+    slope_p the derivative of the readout's sigmoid in pixel p of the current image, t_p that of the pixel before it. Of t_p
+    the model keeps the average, `tangent`, and of its scatter about that one matrix per unit of w, `spread`. Without
+    damping the steps of saturated images overshoot; without the scatter those of a model whose tangents differ do.
+    A digits generator (200 optimiser steps) ended its training at a loss of 0.248, 0.246, 0.292, 0.251 with a damping of
+    0.003, 0.01, 0.03, 0.1, and test images then took 65, 64, 86, 138 joint steps to converge; one average matrix for all
+    samples took 90 and left 3 % unconverged.
+
+    readout: z -> image.  tangent: (pixels, latent).  spread: (latent, latent).  weight: (batch, pixels).
+    precision: (latent, latent).
+    """
+
+    readout: Callable[[Any], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    tangent: Tensor
+    spread: Tensor
+    weight: Tensor
+    precision: Tensor
+    rate: float = RATE
+    every: int = 8
+    inverse: Tensor | None = None
+
+    def refresh(self, z: Any, k: int) -> ImageRule:
+        """P of the image at `z`, every few steps."""
+        if k % self.every and self.inverse is not None:
+            return self
+        with torch.no_grad():
+            weight = self.weight * (self.slope(self.readout(z)).flatten(1).square() + DAMPING)
+            matrix = (self.tangent.T * weight[:, None]) @ self.tangent + self.precision
+            matrix = matrix + weight.sum(1)[:, None, None] * self.spread
+            # a sample that is not finite keeps a P that is not: it shows in its residual
+            inverse, _ = torch.linalg.inv_ex(matrix)
+        return replace(self, inverse=inverse)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """P g."""
+        assert self.inverse is not None, "the joint map refreshes a rule before it asks for a direction"
+        return torch.einsum("bij,bj->bi", self.inverse, gradient)
+
+    def check(self, constraint: Constraint) -> None:
+        """Commutes with `Free` only."""
+        Matrix(self.precision).check(constraint)
+
+    def select(self, rows: Tensor) -> ImageRule:
+        """The rule of the samples `rows`."""
+        inverse = None if self.inverse is None else self.inverse[rows]
+        return replace(self, weight=self.weight[rows], inverse=inverse)
+
+
+def reconstruction_step(model: LatentModel, batch: int, *, prior: float = PRIOR, rate: float = RATE) -> Step:
+    """Steps that follow the curvature of each image."""
+    tangent = model.tangent
+    precision = prior * torch.eye(tangent.shape[1], dtype=tangent.dtype, device=tangent.device)
+    weight = tangent.new_ones(1, len(tangent)).expand(batch, -1)
+    return Step(ImageRule(model.decoder(), model.slope, tangent, model.spread, weight, precision, rate))
 
 
 def restoration_step(model: LatentModel, measurement: Measurement, *, rate: float = RATE) -> Step:
-    """The same with the measurement's share of the data term and the fitted Gaussian."""
-    share = data_weight(model, measurement.sigma) * energy(measurement.operator, measurement)
-    matrix = share * model.curvature + model.residual_variance * model.latent_precision
-    return Step(Matrix(inverse_of(matrix), rate))
+    """The same with the measurement's share of each pixel and the fitted Gaussian."""
+    weight = data_weight(model, measurement.sigma) * pixel_weight(measurement)
+    precision = model.residual_variance * model.latent_precision
+    return Step(ImageRule(model.decoder(), model.slope, model.tangent, model.spread, weight, precision, rate))
+
+
+def pixel_weight(measurement: Measurement) -> Tensor:
+    """How much of each pixel is measured, (batch, pixels): the mask where there is one, else the operator's energy."""
+    shape = (len(measurement.y), *measurement.image_shape)
+    if measurement.parameters:
+        return measurement.parameters[0].expand(shape).flatten(1)
+    return energy(measurement.operator, measurement).view(-1, 1).expand(-1, math.prod(measurement.image_shape))
 
 
 def energy(operator: Operator, measurement: Measurement) -> Tensor:
-    """Mean |A r|^2 / |r|^2 over white noise r, of each sample: what A leaves of the data term's curvature, (batch, 1, 1)."""
+    """Mean |A r|^2 / |r|^2 over white noise r, of each sample: what A leaves of the data term's curvature, (batch,)."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(measurement.image_shape, generator=generator).to(measurement.y)
     noise = noise.expand(len(measurement.y), *measurement.image_shape)
-    kept = _squares(operator.apply(noise, *measurement.parameters)) / _squares(noise)
-    return kept.view(-1, 1, 1)
+    return _squares(operator.apply(noise, *measurement.parameters)) / _squares(noise)
 
 
 def start(model: LatentModel, batch: int, *, latent: Tensor | None = None) -> State:
@@ -145,7 +223,8 @@ def reconstruct(
     """(reconstructed images, solution) of a joint solve, from the model's guess or from `latent`."""
     with torch.no_grad():
         latent = model.guess(images) if latent is None else latent
-        problem, step = reconstruction(model, images, prior=prior), reconstruction_step(model, prior=prior)
+        problem = reconstruction(model, images, prior=prior)
+        step = reconstruction_step(model, len(images), prior=prior)
         solution = solve(
             problem, start(model, len(images), latent=latent), step=step, max_steps=max_steps, on_failure=on_failure
         )
@@ -164,13 +243,25 @@ def restore(
         return model.readout(solution.value.z), solution
 
 
-def average_curvature(model: LatentModel, images: Tensor, latent: Tensor) -> Tensor:
-    """Average Gauss-Newton matrix of half the squared pixel error at the latents of some images, (latent, latent)."""
+def tangent_statistics(model: LatentModel, latent: Tensor) -> tuple[Tensor, Tensor]:
+    """`tangent` and `spread` of `ImageRule` at some latents: the average over samples of t_p = d(pixel p before the
+    sigmoid)/dx, (pixels, latent), and of sum_p w_p (t_p - mean)(t_p - mean)^T, divided by that of sum_p w_p."""
     with torch.no_grad():
-        problem = reconstruction(model, images, prior=0.0)
-        # the equilibrium at each latent, by a solve that leaves x where it is
-        z = solve_equilibrium(model, latent)
-    return gauss_newton(problem, z, latent).mean(0)
+        f, linear = model.cell(), model.linear_decoder()
+    z = solve_equilibrium(model, latent)
+    linearized = Linearization(Problem(f, lambda z, x: x.square().sum(1)), z, latent, work=Work())
+    columns = []
+    for unit in torch.eye(latent.shape[1], dtype=latent.dtype, device=latent.device):
+        dz = linearized.tangent(unit.expand_as(latent))
+        with torch.no_grad():
+            columns.append(linear(tuple(dz)).flatten(1))
+    with torch.no_grad():
+        tangents = torch.stack(columns, dim=2)
+        mean = tangents.mean(0)
+        weight = model.slope(model.readout(z)).flatten(1).square() + DAMPING
+        scatter = tangents - mean
+        spread = (scatter.mT @ (weight[:, :, None] * scatter)).mean(0) / weight.sum(1).mean()
+    return mean, spread
 
 
 def solve_equilibrium(model: LatentModel, latent: Tensor, *, tol: float = 1e-3) -> Any:
@@ -180,13 +271,13 @@ def solve_equilibrium(model: LatentModel, latent: Tensor, *, tol: float = 1e-3) 
 
 
 def fit_latents(model: LatentModel, images: Tensor, *, prior: float = PRIOR, latent: Tensor | None = None) -> None:
-    """Set the model's buffers from some training images: curvature, the latents' Gaussian, residual variance."""
+    """Set the model's buffers from some training images: tangent, encoder, the latents' Gaussian, residual variance."""
     _, first = reconstruct(model, images, prior=prior, latent=latent, on_failure="ignore")
-    refit_curvature(model, images, first.value.x)
-    # with the curvature at the fitted latents the second fit is quicker and closer
+    refit_tangent(model, first.value.x)
+    # with the tangent at the fitted latents the second fit is quicker and closer
     fitted, second = reconstruct(model, images, prior=prior, latent=first.value.x, on_failure="ignore")
     x = second.value.x
-    refit_curvature(model, images, x)
+    refit_tangent(model, x)
     with torch.no_grad():
         encoder = Ridge(model.features(images[:1]).shape[1], x.shape[1])
         encoder.add(model.features(images), x)
@@ -216,10 +307,11 @@ class Ridge:
         return torch.linalg.solve(weight, self.product)
 
 
-def refit_curvature(model: LatentModel, images: Tensor, latent: Tensor) -> None:
-    """Set the model's average curvature from up to 64 images at their latents."""
+def refit_tangent(model: LatentModel, latent: Tensor) -> None:
+    """Set the model's tangent and its spread from up to 64 latents."""
     with torch.no_grad():
-        model.curvature.copy_(average_curvature(model, images[:64], latent[:64]))
+        for buffer, value in zip((model.tangent, model.spread), tangent_statistics(model, latent[:64]), strict=True):
+            buffer.copy_(value)
 
 
 class GenerationLoss(nn.Module):
@@ -238,11 +330,15 @@ class GenerationLoss(nn.Module):
         solution = solve(
             problem,
             start(self.model, len(images), latent=latent),
-            step=reconstruction_step(self.model, prior=self.prior, rate=self.rate),
+            step=self._step(len(images)),
             max_steps=self.joint_steps,
             on_failure="ignore",
         )
         return problem.lagrangian(solution.value).mean(), solution
+
+    def _step(self, batch: int) -> Step:
+        with torch.no_grad():
+            return reconstruction_step(self.model, batch, prior=self.prior, rate=self.rate)
 
 
 class DamagedLoss(nn.Module):
@@ -265,12 +361,16 @@ class DamagedLoss(nn.Module):
         solution = solve(
             problem,
             start(self.model, len(images)),
-            step=restoration_step(self.model, measurement, rate=self.rate),
+            step=self._step(measurement),
             max_steps=self.joint_steps,
             on_failure="ignore",
         )
         z = self._equilibrium(solution)
         return 0.5 * _squares(self.model.readout(z) - images).mean(), solution
+
+    def _step(self, measurement: Measurement) -> Step:
+        with torch.no_grad():
+            return restoration_step(self.model, measurement, rate=self.rate)
 
     def _equilibrium(self, solution: Solution[State]) -> Any:
         if self.gradient == "exact":

@@ -101,7 +101,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         load_images(f"folder:{tmp_path / 'none'}", "train")
     for i in range(30):
         (tmp_path / f"broken{i}.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="broken.*is not a readable image"):
+    with pytest.raises(ValueError, match=r"broken.*is not a readable image"):
         load_images(f"folder:{tmp_path}", "train")
 
 
