@@ -5,6 +5,7 @@ from jiio.curvature import curvature, gauss_newton, inverse_of
 from jiio.deq import DEQ
 from jiio.fixed_point import fixed_point
 from jiio.implicit import implicit
+from jiio.load import load
 from jiio.nested import nested
 from jiio.optimizer import LBFGS, PGD, Adam
 from jiio.precondition import Constant, Diagonal, Linear, Matrix, Normalized, Scalar, Sign, Step, Switch
@@ -52,6 +53,7 @@ __all__ = [
     "implicit",
     "inverse_of",
     "jacobian_penalty",
+    "load",
     "nested",
     "solve",
     "spectral_radius",

@@ -10,14 +10,15 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from jiio.app.run_folder import RunFolder, UserError
-from jiio.app.table import console, show
+from jiio.app.run_folder import RunFolder, UserError, user_input
+from jiio.app.table import console
 from jiio.data import load_images
 from jiio.load import find_run, load, read_config
 from jiio.models import Generator
 from jiio.tasks.generation import PRIOR
 
 Positional = tyro.conf.Positional
+SHOWN = 10  # images in a picture
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Demo(Common):
 
     output: Path = Path("runs/demo")
     """Folder for report.json and restoration.png."""
-    steps: int = 600
+    steps: int = 500
     """Optimiser steps of the training."""
 
 
@@ -56,7 +57,7 @@ def demo(options: Demo) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrainGeneration(Common):
-    """Train a generator of images by joint latent optimisation.
+    """Train a generator of images by joint latent optimisation. Ctrl-C saves; --resume goes on.
 
     Example: jiio train generation --data mnist --data-dir DATA
     """
@@ -69,6 +70,8 @@ class TrainGeneration(Common):
     """Run folder; runs/generation-DATA-SEED otherwise."""
     resume: bool = False
     """Go on from the last checkpoint of the same command."""
+    overwrite: bool = False
+    """Delete the run that the folder holds already."""
     latent: int | None = None
     """Entries of the latent vector; 16, 32 or 64 by the images' size otherwise."""
     size: int | None = None
@@ -83,7 +86,7 @@ class TrainGeneration(Common):
     """Images a step."""
     joint_steps: int = 20
     """Joint steps of the inner solve of a batch."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Of Adam, at its highest."""
     jacobian: float | None = None
     """Weight of the Jacobian penalty; 1.0 for mdeq, 0 for well_posed otherwise."""
@@ -111,9 +114,10 @@ def train_generation(options: TrainGeneration) -> dict[str, Any]:
         latent=options.latent,
         cell=options.cell,
         size=options.size,
+        device=options.device,
     )
     folder = RunFolder(options.output or default_folder(options.data, options.seed))
-    folder.create(config, resume=options.resume)
+    folder.create(config, existing="resume" if options.resume else "replace" if options.overwrite else "refuse")
     if options.resume:
         state, problems = folder.load_checkpoint(trainer.model)
         for problem in problems:
@@ -121,8 +125,8 @@ def train_generation(options: TrainGeneration) -> dict[str, Any]:
         if state is not None:
             trainer.restore(state)
         folder.rewind_log(trainer.step)
-    label = f"training on {len(trainer.images)} images"
-    steps_bar(run_training(folder, trainer), total=training.steps, label=label, done=trainer.step)
+    console.print(f"{len(trainer.images)} images; Ctrl-C saves and leaves")
+    steps_bar(run_training(folder, trainer), total=training.steps, label="training", done=trainer.step)
     console.print(f"wrote {folder.path}; next: jiio evaluate {folder.path}")
     return {"run": str(folder.path), "steps": trainer.step}
 
@@ -146,36 +150,25 @@ class Evaluate(Common):
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
     """`jiio evaluate RUN`."""
-    from jiio.app.evaluate import DAMAGES, HEADER, evaluate_damage, evaluate_reconstruction, over_seeds, pca_psnr
-    from jiio.app.evaluate import report_rows as rows
+    from jiio.app import evaluate as evaluation
+    from jiio.app.progress import images_bar
     from jiio.tasks.ppca import PPCA
 
+    if options.images < 0 or options.draws < 1:
+        raise UserError(f"--images must not be negative and --draws at least 1: {options.images}, {options.draws}")
     folder, model, config = _open(options.run, options.device)
     train, test = (_images(config, split, options.data_dir) for split in ("train", "test"))
     chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[: options.images or len(test)]
     test, prior = test[chosen], config.get("training", {}).get("prior", PRIOR)
-    baseline = PPCA.fit(train, model.config.latent)
-    report: dict[str, Any] = {"data": config["data"], "images": len(test), "latent": model.config.latent}
-    report["pca_psnr"] = pca_psnr(train, test, model.config.latent)
-    budgets = (40, 80, 300)
-    with console.status("reconstructing"):
-        report["reconstruction"] = {
-            str(steps): evaluate_reconstruction(model, test, max_steps=steps, prior=prior) for steps in budgets
-        }
-    for name in DAMAGES:
-        with console.status(f"restoring: {name}"):
-            report[name] = over_seeds(
-                [evaluate_damage(model, baseline, test, name, seed=seed) for seed in range(options.draws)]
-            )
-    header = ("joint steps", "PSNR dB", "converged", "f + VJPs", "seconds")
-    lines = [
-        [str(k), f"{v['psnr']:.2f}", f"{100 * v['converged']:.1f} %", f"{v['evaluations']:.0f}", f"{v['seconds']:.1f}"]
-        for k, v in report["reconstruction"].items()
-    ]
-    show(f"Reconstruction of {len(test)} test images (PCA: {report['pca_psnr']:.2f} dB)", header, lines)
-    show("Restoration", HEADER, rows({name: report[name] for name in DAMAGES}), note="Inside the hole for `hole`.")
-    if (folder / "metrics.jsonl").exists():
-        RunFolder(folder).write_json("report.json", report)
+    with images_bar("evaluating", total=evaluation.evaluated_images(len(test), options.draws)) as watch:
+        figures = evaluation.evaluate(model, train, test, prior=prior, draws=options.draws, watch=watch)
+    report = {"data": config["data"]} | figures
+    evaluation.show_report(report)
+    if (folder / "metrics.jsonl").exists():  # a run of the user's, not a model of the package
+        path = RunFolder(folder).write_json("report.json", report)
+        baseline = PPCA.fit(train, model.config.latent)
+        picture = evaluation.restoration_picture(model, baseline, test[:SHOWN], folder / "restoration.png")
+        console.print(f"wrote {path} and {picture}")
     return report
 
 
@@ -204,21 +197,25 @@ class Restore(Common):
 def restore(options: Restore) -> dict[str, Any]:
     """`jiio restore RUN IMAGE...`."""
     from jiio.app.figure import image_grid
-    from jiio.app.restore import damaged_measurement, given_measurement, read_images, restore_files
+    from jiio.app.restore import damaged_measurement, given_measurement, read_images, restore_files, to_device
 
     if not options.images:
         raise UserError("name at least one image file")
+    if options.noise < 0:
+        raise UserError(f"--noise must not be negative, got {options.noise}")
     if options.damage and (options.mask or options.noise):
         raise UserError("--damage is for clean files, --mask and --noise for damaged ones: give one or the other")
     _, model, _ = _open(options.run, options.device)
-    images = read_images(options.images, model)
-    if options.damage:
-        measurement = damaged_measurement(images, options.damage, seed=options.seed)
-    else:
-        measurement = given_measurement(images, options.mask, options.noise)
-    written, restored, converged = restore_files(model, options.images, measurement, options.output)
-    shown = measurement.y if measurement.y.shape == images.shape else measurement.operator.adjoint(measurement.y)
-    rows = [("given", images, None), ("measured", shown, None), ("restored", restored, None)]
+    device = options.device
+    with user_input():
+        images = read_images(options.images, model)
+        if options.damage:
+            measurement = damaged_measurement(images, options.damage, seed=options.seed)
+        else:
+            measurement = given_measurement(images, options.mask, options.noise)
+    written, restored, converged = restore_files(model, options.images, to_device(measurement, device), options.output)
+    shown = (("clean", images), ("damaged", measurement.y), ("restored", restored))
+    rows = [(label, some[:SHOWN], None) for label, some in shown]
     picture = image_grid(rows if options.damage else rows[1:], options.output / "restoration.png")
     for path, good in zip(written, converged.tolist(), strict=True):
         console.print(f"{path}" + ("" if good else "  [yellow](the solve did not converge)[/]"))
@@ -245,38 +242,35 @@ class Diagnose(Common):
 
 def diagnose(options: Diagnose) -> dict[str, Any]:
     """`jiio diagnose RUN`."""
+    from jiio.app.diagnose import describe
     from jiio.app.diagnose import diagnose as run
 
     folder, model, config = _open(options.run, options.device)
     images = _images(config, "test", options.data_dir)[: options.images]
     writable = (folder / "metrics.jsonl").exists()
     picture = options.picture or (folder if writable else Path(".")) / "diagnose.png"
-    result = run(model, images, prior=config.get("training", {}).get("prior", PRIOR), picture=picture)
-    console.print(result["report"])
-    console.print(
-        f"spectral radius of f: median {result['spectral_radius']['median']:.2f}, "
-        f"largest {result['spectral_radius']['largest']:.2f}\n"
-        f"curvature of the latents: {result['curvature']['least']:.3g} to {result['curvature']['largest']:.3g}; after "
-        f"preconditioning {result['preconditioned']['least']:.2f} to {result['preconditioned']['largest']:.2f} "
-        f"(medians), at worst {result['preconditioned']['worst']:.1f}\n"
-        f"first-order outer gradient: cosine {result['gradient']['cosine']:.3f}, relative error "
-        f"{result['gradient']['relative_error']:.2f} against the exact one\n"
-        f"steps to converge: median {result['steps']['median']:.0f}, most {result['steps']['most']}"
+    result = run(
+        model, images.to(options.device), prior=config.get("training", {}).get("prior", PRIOR), picture=picture
     )
-    for line in result["advice"]:
-        console.print(f"- {line}")
+    for line in describe(result):
+        console.print(line)
     console.print(f"residual traces: {picture}")
     return result
 
 
 def _open(run: str, device: str) -> tuple[Path, Generator, dict[str, Any]]:
-    folder = find_run(run)
-    return folder, load(folder, device=device), read_config(folder)
+    with user_input():
+        folder = find_run(run)
+        config = read_config(folder)
+        if not isinstance(config["model"], dict) or "data" not in config:
+            raise UserError(f"{folder} is not the run of a generator")
+        return folder, load(folder, device=device), config
 
 
 def _images(config: dict[str, Any], split: Literal["train", "test"], data_dir: Path | None) -> torch.Tensor:
     channels = config["model"]["image_shape"][0]
-    return load_images(config["data"], split, root=_text(data_dir), size=config.get("size"), channels=channels)
+    with user_input():
+        return load_images(config["data"], split, root=_text(data_dir), size=config.get("size"), channels=channels)
 
 
 def _text(path: Path | None) -> str | None:

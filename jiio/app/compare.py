@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -114,15 +115,29 @@ def resolved_cost(problem: Problem, z: Any, x: Tensor) -> Tensor:
         return problem.cost(solved.value, x, *problem.context)
 
 
-def trace(method: Method, problem: Problem, start: State, *, steps: int, every: int = 1) -> list[tuple[int, float]]:
-    """(step, mean re-solved cost) along one run; the best of each sample so far, as a user keeps it."""
+class _Enough(Exception):
+    """Ends a traced run from within its callback."""
+
+
+def whole_batch(problem: Problem) -> Problem:
+    """The same problem with its context in a closure: finished samples are not taken out, so that a callback sees all."""
+    return Problem(problem.evaluate, lambda z, x: problem.cost(z, x, *problem.context), problem.constraint)
+
+
+def trace(
+    method: Method, problem: Problem, start: State, *, steps: int, every: int = 1, until: float = 0.0
+) -> list[tuple[int, float]]:
+    """(step, mean re-solved cost) along one run, which ends at a cost of `until`."""
     points: list[tuple[int, float]] = []
 
     def watch(k: int, x: Tensor) -> None:
         if k % every == 0 or k < 20:
             points.append((k, float(resolved_cost(problem, start.z, x).mean())))
+            if points[-1][1] <= until:
+                raise _Enough
 
-    method.run(problem, start, steps, watch)
+    with suppress(_Enough):
+        method.run(whole_batch(problem), start, steps, watch)
     return points
 
 
@@ -142,10 +157,9 @@ def compare(
 ) -> tuple[list[Row], Prices]:
     """Every method to every target: steps from one trace each, then medians of `repeats` interleaved timed runs."""
     prices = measure_prices(problem, start)
-    needed = {
-        name: [steps_to(trace(method, problem, start, steps=budgets[name]), target) for target in targets.values()]
-        for name, method in methods.items()
-    }
+    least = min(targets.values())
+    traces = {name: trace(run, problem, start, steps=budgets[name], until=least) for name, run in methods.items()}
+    needed = {name: [steps_to(points, target) for target in targets.values()] for name, points in traces.items()}
     cases = {(name, i): k for name in methods for i, k in enumerate(needed[name]) if k is not None}
     seconds: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     work: dict[tuple[str, int], Work] = {}
@@ -234,7 +248,7 @@ def tune(methods: dict[str, Method], problem: Problem, start: State, *, target: 
     prices = measure_prices(problem, start, repeats=5)
     best, best_key = "", (2, float("inf"))
     for name, method in methods.items():
-        points = trace(method, problem, start, steps=steps, every=2)
+        points = trace(method, problem, start, steps=steps, every=2, until=target)
         needed = steps_to(points, target)
         if needed is None:
             key = (1, min(cost for _, cost in points))
@@ -255,7 +269,7 @@ def reference_cost(problem: Problem, starts: list[State], methods: list[Method],
             def watch(k: int, x: Tensor, last: dict[str, Tensor] = last) -> None:
                 last["x"] = x
 
-            method.run(problem, start, steps, watch)
+            method.run(whole_batch(problem), start, steps, watch)
             cost = resolved_cost(problem, start.z, last["x"])
             best = cost if best is None else torch.minimum(best, cost)
     assert best is not None

@@ -12,8 +12,9 @@ from jiio import tree
 from jiio.app.figure import curves
 from jiio.curvature import gauss_newton
 from jiio.models import Generator
+from jiio.problem import State
 from jiio.regularize import spectral_radius
-from jiio.solution import Status
+from jiio.solution import Solution, Status
 from jiio.solve import solve
 from jiio.tasks.generation import (
     DamagedLoss,
@@ -25,6 +26,7 @@ from jiio.tasks.generation import (
 from jiio.tasks.measurement import damage, measure
 
 OVERSHOOT = 20.0  # curvature after preconditioning that the safeguards of a step no longer make up for
+ALIGNED = 0.95  # cosine below which the first-order outer gradient is called off
 DELAYED = 0.9  # spectral radius above which z and mu answer so slowly that they set the pace
 
 
@@ -48,12 +50,13 @@ def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | 
     if picture is not None:
         steps = [point.step for point in solution.trace]
         shown = {name: (steps, column) for name, column in traces.items()}
-        curves(shown, picture, labels=("joint step", "median relative residual"), title="Inner solve")
+        curves(shown, picture, labels=("joint step", "relative residual"), title="Median of the samples not yet done")
     result: dict[str, Any] = {
         "samples": len(images),
         "status": {status.name: int((solution.status == status).sum()) for status in Status},
         "steps": {"median": float(solution.steps.double().median()), "most": int(solution.steps.max())},
         "residual": {name: float(solution.residual[:, i].max()) for i, name in enumerate(solution.blocks)},
+        "lag": lag(solution),
         "spectral_radius": {"median": float(radius.median()), "largest": float(radius.max())},
         "curvature": {"least": float(values.min()), "largest": float(values.max())},
         "preconditioned": {
@@ -66,6 +69,13 @@ def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | 
     }
     result["advice"] = advice(result)
     return result
+
+
+def lag(solution: Solution[State]) -> dict[str, float]:
+    """The larger residual of z and mu along the solve, over all samples while they take part."""
+    values = torch.stack([point.residual[:, :2].amax(1) for point in solution.trace])
+    values = values[values.isfinite()]
+    return {"median": float(values.median()), "largest": float(values.max())}
 
 
 def gradient_error(model: Generator, images: Tensor) -> dict[str, float]:
@@ -93,21 +103,38 @@ def advice(result: dict[str, Any]) -> list[str]:
     if result["spectral_radius"]["largest"] >= 1:
         lines.append("f is no contraction at some solutions: use a WellPosedCell, or train with --jacobian.")
     elif result["spectral_radius"]["median"] > DELAYED:
-        lines.append("z and mu answer slowly (spectral radius above 0.9): lower the cell's contraction.")
-    ratio = result["curvature"]["largest"] / result["curvature_assumed"]["largest"]
-    if not 1 / 3 < ratio < 3:
+        lines.append(f"z and mu answer slowly (spectral radius above {DELAYED}): lower the cell's contraction.")
+    if result["preconditioned"]["worst"] > OVERSHOOT:
         lines.append(
-            f"the stored curvature is off by a factor {ratio:.1f}: fit it again (jiio.tasks.generation.fit_latents)."
+            f"input steps overshoot: the curvature they meet is up to {result['preconditioned']['worst']:.0f} times what the "
+            "model's `tangent` and `spread` say. Fit them again (jiio.tasks.generation.fit_latents), or lower the rate."
         )
     if failed and result["status"]["BUDGET"] == failed:
         lines.append("the samples that failed only ran out of steps: raise max_steps.")
     elif failed:
         lines.append("some samples stalled: lower the input rate, or look for a kink (a ReLU cell).")
-    if result["gradient"]["cosine"] < 0.95:
+    if result["gradient"]["cosine"] < ALIGNED:
         lines.append(
             f"the first-order outer gradient is off (cosine {result['gradient']['cosine']:.2f}): use gradient='exact'."
         )
     return lines or ["nothing to change: the inner solve converges and the gradients agree."]
 
 
-__all__ = ["advice", "diagnose", "gradient_error"]
+def describe(result: dict[str, Any]) -> list[str]:
+    """The result of `diagnose` for a person."""
+    seen, curvature = result["preconditioned"], result["curvature"]
+    return [
+        result["report"],
+        f"steps to converge: median {result['steps']['median']:.0f}, most {result['steps']['most']}",
+        f"spectral radius of f: median {result['spectral_radius']['median']:.2f}, "
+        f"largest {result['spectral_radius']['largest']:.2f}",
+        f"lag of z and mu while x moves: median {result['lag']['median']:.1e}, largest {result['lag']['largest']:.1e}",
+        f"curvature of the latents: {curvature['least']:.3g} to {curvature['largest']:.3g}; after preconditioning "
+        f"{seen['least']:.2f} to {seen['largest']:.2f} (medians; 1 is ideal), at worst {seen['worst']:.1f}",
+        f"first-order outer gradient: cosine {result['gradient']['cosine']:.3f}, relative error "
+        f"{result['gradient']['relative_error']:.2f} against the exact one",
+        *(f"- {line}" for line in result["advice"]),
+    ]
+
+
+__all__ = ["advice", "describe", "diagnose", "gradient_error"]

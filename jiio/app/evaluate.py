@@ -5,20 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from jiio.app.figure import image_grid
+from jiio.app.restore import to_device
+from jiio.app.table import show, with_interval
 from jiio.models import Generator
 from jiio.problem import State
 from jiio.solution import Solution
 from jiio.tasks.generation import PRIOR, reconstruct, restore
 from jiio.tasks.measurement import Hole, Measurement, damage, measure
-from jiio.tasks.metrics import decibel, psnr, squared_error
+from jiio.tasks.metrics import decibel, each_psnr, interval, psnr, squared_error
 from jiio.tasks.ppca import PPCA
 
 DAMAGES = ("hole", "noise-0.2", "noise-0.4")
+BUDGETS = (40, 80, 300)  # joint steps; the last is the default of `solve`
 BATCH = 500
 
 
@@ -45,7 +50,7 @@ class Figures:
         )
 
     def summary(self) -> dict[str, float]:
-        """PSNR in dB, share converged, evaluations (f and VJPs) and milliseconds a sample."""
+        """PSNR in dB, share converged, evaluations (f and VJPs) a sample, seconds in all."""
         return {
             "psnr": decibel(self.error / self.entries),
             "converged": self.converged / self.samples,
@@ -57,6 +62,28 @@ class Figures:
 Watch = Callable[[int], None]
 
 
+def evaluate(
+    model: Generator, train: Tensor, test: Tensor, *, prior: float = PRIOR, draws: int = 3, watch: Watch | None = None
+) -> dict[str, Any]:
+    """Reconstruction at several budgets of steps, every damage over `draws` draws, PCA and probabilistic PCA fitted on
+    `train`; `watch` is told of every batch done (`evaluated_images` in all)."""
+    baseline = PPCA.fit(train, model.config.latent)
+    report: dict[str, Any] = {"images": len(test), "latent": model.config.latent, "draws": draws}
+    report["pca_psnr"] = psnr(baseline.reconstruct(test), test)
+    report["reconstruction"] = {
+        str(steps): evaluate_reconstruction(model, test, max_steps=steps, prior=prior, watch=watch) for steps in BUDGETS
+    }
+    for name in DAMAGES:
+        results = [evaluate_damage(model, baseline, test, name, seed=seed, watch=watch) for seed in range(draws)]
+        report[name] = over_seeds(results)
+    return report
+
+
+def evaluated_images(images: int, draws: int) -> int:
+    """How many solves `evaluate` does for so many images."""
+    return images * (len(BUDGETS) + len(DAMAGES) * draws)
+
+
 def evaluate_reconstruction(
     model: Generator, images: Tensor, *, max_steps: int, prior: float = PRIOR, watch: Watch | None = None
 ) -> dict[str, float]:
@@ -64,8 +91,9 @@ def evaluate_reconstruction(
     figures = Figures()
     for batch in images.split(BATCH):
         began = time.perf_counter()
-        found, solution = reconstruct(model, batch, prior=prior, max_steps=max_steps, on_failure="ignore")
-        figures = figures.add(squared_error(found, batch), solution, time.perf_counter() - began)
+        on_device = batch.to(model.bias.device)
+        found, solution = reconstruct(model, on_device, prior=prior, max_steps=max_steps, on_failure="ignore")
+        figures = figures.add(squared_error(found.cpu(), batch), solution, time.perf_counter() - began)
         if watch:
             watch(len(batch))
     return figures.summary()
@@ -83,8 +111,8 @@ def evaluate_damage(
         measurement = measure(operator, batch, sigma=sigma, ids=range(first, first + len(batch)), seed=seed)
         inside = unknown(measurement)
         began = time.perf_counter()
-        found, solution = restore(model, measurement, on_failure="ignore")
-        joint = joint.add(squared_error(found, batch, inside), solution, time.perf_counter() - began)
+        found, solution = restore(model, to_device(measurement, model.bias.device), on_failure="ignore")
+        joint = joint.add(squared_error(found.cpu(), batch, inside), solution, time.perf_counter() - began)
         in_range, posterior = baseline.restore(measurement)
         shown = measurement.y if measurement.y.shape == batch.shape else batch
         for key, value in (("damaged", shown), ("baseline", in_range), ("posterior", posterior)):
@@ -117,29 +145,20 @@ def _raw_error(images: Tensor, truth: Tensor, mask: Tensor | None) -> tuple[floa
     return float((error * weight).sum()), float(weight.sum())
 
 
-def pca_psnr(train: Tensor, test: Tensor, latent: int) -> float:
-    """PSNR of plain PCA reconstructions of the same latent size."""
-    return psnr(PPCA.fit(train, latent).reconstruct(test), test)
-
-
 def over_seeds(results: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     """{key: {mean, low, high}} of the same keys over seeds."""
-    from jiio.tasks.metrics import interval
-
     return {key: interval([result[key] for result in results]) for key in results[0]}
 
 
 def report_rows(report: dict[str, Any]) -> list[list[str]]:
     """Rows of the table of damages from {damage: {key: {mean, low, high}}}."""
-    from jiio.app.table import with_interval
-
     return [
         [
             name,
-            with_interval(values["psnr_damaged"]),
-            with_interval(values["psnr_restored"]),
-            with_interval(values["psnr_baseline"]),
-            with_interval(values["psnr_baseline_posterior"]),
+            *(
+                with_interval(values[f"psnr_{key}"], 1)
+                for key in ("damaged", "restored", "baseline", "baseline_posterior")
+            ),
             f"{100 * values['converged']['mean']:.1f} %",
             with_interval(values["evaluations"], 0),
         ]
@@ -147,4 +166,42 @@ def report_rows(report: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-HEADER = ("damage", "damaged dB", "restored dB", "PPCA dB", "PPCA posterior dB", "converged", "f + VJPs")
+HEADER = ("damage", "damaged", "restored", "PPCA", "posterior", "converged", "f + VJPs")
+
+
+def show_report(report: dict[str, Any]) -> None:
+    """Both tables of an evaluation."""
+    header = ("joint steps", "PSNR dB", "converged", "f + VJPs", "seconds")
+    lines = [
+        [steps, f"{v['psnr']:.2f}", f"{100 * v['converged']:.1f} %", f"{v['evaluations']:.0f}", f"{v['seconds']:.1f}"]
+        for steps, v in report["reconstruction"].items()
+    ]
+    title = f"Reconstruction of {report['images']} test images (PCA of latent {report['latent']}: {report['pca_psnr']:.2f} dB)"
+    show(title, header, lines)
+    show_damages(f"Restoration, {report['draws']} draws of the damage", report)
+
+
+def show_damages(title: str, report: dict[str, Any]) -> None:
+    """The table of damages."""
+    note = (
+        "PSNR in dB, inside the hole for `hole`. PPCA: probabilistic PCA of the same latent size, in its range; "
+        "posterior: its posterior mean"
+    )
+    show(title, HEADER, report_rows({name: report[name] for name in DAMAGES}), note=note)
+
+
+def restoration_picture(model: Generator, baseline: PPCA, images: Tensor, path: Path) -> Path:
+    """Truth, and for each damage the damaged, restored and baseline images, PSNR below each image."""
+    rows: list[tuple[str, Tensor, list[str] | None]] = [("truth", images, None)]
+    for name in DAMAGES:
+        operator, sigma = damage(name)
+        measurement = measure(operator, images, sigma=sigma)
+        inside = unknown(measurement)
+        restored, _ = restore(model, to_device(measurement, model.bias.device), on_failure="ignore")
+        in_range, _ = baseline.restore(measurement)
+        for label, shown in ((name, measurement.y), ("joint solve", restored.cpu()), ("PPCA", in_range)):
+            if inside is not None:
+                shown = torch.where(inside > 0, shown, images)
+            captions = [f"{value:.1f} dB" for value in each_psnr(shown, images, inside)]
+            rows.append((label, shown, captions))
+    return image_grid(rows, path, title="Restoration of test images (PSNR inside the hole, else of the image)")

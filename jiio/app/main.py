@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,8 +11,7 @@ import torch
 import tyro
 
 from jiio.app import commands
-from jiio.app.run_folder import UserError
-from jiio.app.table import console
+from jiio.app.run_folder import UserError, write_json
 
 
 class Command(NamedTuple):
@@ -62,19 +60,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"there is no command {given!r}; {hint}")
     command = COMMANDS[name]
     options = tyro.cli(command.options, prog=f"jiio {name}", args=arguments[len(name.split()) :])
-    torch.set_num_threads(options.threads)
     try:
+        prepare(options)
         result = command.run(options)
         if options.json is not None:
-            options.json.write_text(json.dumps(result, indent=2) + "\n")
-    except (UserError, FileNotFoundError, ValueError) as error:
+            write_json(options.json, result)
+    except UserError as error:
         return _refuse(str(error))
     except OSError as error:
-        return _refuse(f"{error.filename or 'a file'}: {error.strerror}")
-    except KeyboardInterrupt:
-        console.print("interrupted; a training goes on from here with the same command and --resume")
+        return _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except KeyboardInterrupt as interrupt:
+        print(f"jiio: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
+
+
+def prepare(options: commands.Common) -> None:
+    """Set the threads; `UserError` for a number of threads or a device that this machine has not."""
+    if options.threads < 1:
+        raise UserError(f"--threads must be at least 1, got {options.threads}")
+    torch.set_num_threads(options.threads)
+    try:
+        kind = torch.device(options.device).type
+    except RuntimeError as error:
+        raise UserError(f"there is no device {options.device!r}: use cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("torch finds no CUDA device on this machine: use --device cpu")
 
 
 def _refuse(sentence: str) -> int:

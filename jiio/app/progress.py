@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -11,7 +11,7 @@ from jiio.app.table import console
 
 
 def steps_bar(figures: Iterable[dict[str, float]], *, total: int, label: str, done: int = 0) -> None:
-    """Run through the steps of a training under a bar with loss, PSNR, share converged and time left."""
+    """Run through the steps of a training under a bar with loss, PSNR, lag of z and mu, and time left."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -22,5 +22,15 @@ def steps_bar(figures: Iterable[dict[str, float]], *, total: int, label: str, do
     with Progress(*columns, console=console) as progress, closing(iter(figures)) as steps:  # pyright: ignore
         task = progress.add_task(label, total=total, completed=done, state="")
         for now in steps:
-            state = f"loss {now['loss']:.3f}  {now['psnr']:.1f} dB  converged {100 * now['converged']:.0f} %"
+            lag = max(now["residual_z"], now["residual_mu"])
+            state = f"loss {now['loss']:.3f}  {now['psnr']:.1f} dB  lag {lag:.0e}"
             progress.update(task, advance=1, state=state)
+
+
+@contextmanager
+def images_bar(label: str, *, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar over `total` images; the yielded function takes how many more are done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda count: progress.update(task, advance=count)

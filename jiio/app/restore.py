@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +19,9 @@ from jiio.tasks.measurement import Identity, Mask, Measurement, damage, measure
 def read_images(paths: tuple[Path, ...], model: Generator) -> Tensor:
     """The files as the model's images; refused when they have another size."""
     channels, height, width = model.config.image_shape
+    twice = [name for name, count in Counter(output_name(path) for path in paths).items() if count > 1]
+    if twice:
+        raise UserError(f"several of the files would be written as {twice[0]}: restore them one after the other")
     images = []
     for path in paths:
         image = read_image(path, channels=channels)
@@ -34,6 +39,17 @@ def damaged_measurement(images: Tensor, name: str, *, seed: int) -> Measurement:
     return measure(operator, images, sigma=sigma, seed=seed)
 
 
+def output_name(path: Path) -> str:
+    """The file that a restored image is written to."""
+    return f"{path.stem}-restored.png"
+
+
+def to_device(measurement: Measurement, device: str | torch.device) -> Measurement:
+    """The measurement on `device`."""
+    parameters = tuple(part.to(device) for part in measurement.parameters)
+    return replace(measurement, y=measurement.y.to(device), parameters=parameters)
+
+
 def given_measurement(images: Tensor, mask: Path | None, noise: float) -> Measurement:
     """Files that are damaged already: white pixels of `mask` are known, `noise` is the sigma on [0, 1]."""
     shape = (images.shape[1], images.shape[2], images.shape[3])
@@ -41,7 +57,9 @@ def given_measurement(images: Tensor, mask: Path | None, noise: float) -> Measur
         return Measurement(Identity(), images, (), noise, shape)
     known = (read_image(mask, channels=1) > 0.5).to(images)
     if known.shape[1:] != images.shape[2:]:
-        raise UserError(f"the mask {mask} has another size than the images: {tuple(known.shape[1:])}, {shape[1:]}")
+        raise UserError(
+            f"the mask {mask} has {known.shape[2]}x{known.shape[1]} pixels, the images {shape[2]}x{shape[1]}"
+        )
     if not bool(known.any()):
         raise UserError(f"the mask {mask} is all black: no pixel is known (white = known)")
     operator = Mask(known)
@@ -60,13 +78,13 @@ def fill(measurement: Measurement, restored: Tensor) -> Tensor:
 def restore_files(
     model: Generator, paths: tuple[Path, ...], measurement: Measurement, folder: Path
 ) -> tuple[list[Path], Tensor, Tensor]:
-    """Write NAME-restored.png for each file; the paths, the images and who converged."""
-    restored, solution = restore(model, measurement)
-    images = fill(measurement, restored)
+    """Write NAME-restored.png for each file; the paths, the images and who converged, (batch,)."""
+    restored, solution = restore(model, measurement, on_failure="ignore")
+    images = fill(measurement, restored).cpu()
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for path, image in zip(paths, images, strict=True):
-        target = folder / f"{path.stem}-restored.png"
+        target = folder / output_name(path)
         write_image(image, target)
         written.append(target)
     return written, images, solution.converged

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -21,37 +25,57 @@ class UserError(Exception):
     """A mistake that one sentence explains; the command line prints it and exits with 2."""
 
 
+@contextmanager
+def user_input() -> Iterator[None]:
+    """What readers and loaders say about missing or damaged input, as a `UserError`. For their calls alone: an error of
+    the numerical work keeps its traceback."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of a run below `path`."""
 
     path: Path
 
-    def create(self, config: dict[str, Any], *, resume: bool) -> None:
-        """Make the folder, or check that the one to resume is of the same configuration."""
+    def create(self, config: dict[str, Any], *, existing: Literal["refuse", "replace", "resume"] = "refuse") -> None:
+        """Make the folder. A run that is there already is refused, replaced, or gone on with, which needs the same
+        configuration."""
         file = self.path / CONFIG
-        if resume:
-            if not file.is_file():
-                raise UserError(f"there is no run to resume in {self.path}")
-            if json.loads(file.read_text()) != json.loads(json.dumps(config)):
-                raise UserError(
-                    f"{self.path} was started with other options; repeat them, or start a new run elsewhere"
-                )
+        if existing == "resume":
+            self._check_same(config)
             return
+        if existing == "refuse" and file.is_file():
+            raise UserError(f"{self.path} holds a run already: --resume goes on with it, --overwrite deletes it")
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         for old in [*self.path.glob("checkpoints/*"), *self.path.glob("*.jsonl"), *self.path.glob(WEIGHTS)]:
             old.unlink()
         self.write_json(CONFIG, config)
 
+    def _check_same(self, config: dict[str, Any]) -> None:
+        file = self.path / CONFIG
+        if not file.is_file():
+            raise UserError(f"there is no run to resume in {self.path}")
+        with user_input():
+            old, new = json.loads(file.read_text()), json.loads(json.dumps(config))
+        if old != new:
+            changed = ", ".join(differing(old, new))
+            raise UserError(
+                f"{self.path} was started with other options ({changed}): repeat them, or start a new run elsewhere"
+            )
+
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file whole or not at all."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        return replace_text(self.path / name, json.dumps(value, indent=2) + "\n")
+        return write_json(self.path / name, value)
 
     def log(self, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
+        self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
 
     def rewind_log(self, step: int) -> None:
         """Drop lines beyond `step`: they will be written again after resuming there."""
@@ -76,14 +100,21 @@ class RunFolder:
             old.with_suffix(".state").unlink(missing_ok=True)
 
     def load_checkpoint(self, model: nn.Module) -> tuple[dict[str, Any] | None, list[str]]:
-        """The newest readable training state, its weights put into `model`, and what was wrong with newer ones."""
+        """The newest readable training state, its weights put into `model`, and what was wrong with newer ones.
+
+        None when nothing was saved yet; `UserError` when nothing that was saved can be read.
+        """
         problems: list[str] = []
         for weights in sorted((self.path / "checkpoints").glob("*.safetensors"), reverse=True):
             try:
+                # the state first: weights without it must not get into the model
+                state = torch.load(weights.with_suffix(".state"), weights_only=True)
                 load_weights(model, weights)
-                return torch.load(weights.with_suffix(".state"), weights_only=True), problems
-            except (ValueError, OSError, EOFError, RuntimeError) as error:
-                problems.append(f"{weights.name}: {error}")
+                return state, problems
+            except (ValueError, OSError, EOFError, RuntimeError, UnpicklingError) as error:
+                problems.append(f"{weights.stem}: {(str(error) or 'empty file').splitlines()[0]}")
+        if problems:
+            raise UserError(f"no checkpoint in {self.path} can be read ({'; '.join(problems)}): start with --overwrite")
         return None, problems
 
     def save_weights(self, model: nn.Module) -> None:
@@ -104,3 +135,29 @@ def replace_text(path: Path, text: str) -> Path:
     temporary.write_text(text)
     os.replace(temporary, path)
     return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write a JSON file whole or not at all; figures that are not finite, which JSON has not, become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return replace_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def differing(old: Any, new: Any, name: str = "") -> list[str]:
+    """The dotted names of entries that differ between two JSON values.
+
+    >>> differing({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
+    ['b.c']
+    """
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [name]
+    keys = [*old, *(key for key in new if key not in old)]
+    return [part for key in keys for part in differing(old.get(key), new.get(key), f"{name}.{key}" if name else key)]

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jiio.app.run_folder import RunFolder, UserError
+from jiio.app.interrupt import interrupt_waits
+from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.data import load_images
-from jiio.models import Generator, GeneratorConfig, generator
+from jiio.models import GeneratorConfig, generator
 from jiio.regularize import jacobian_penalty
-from jiio.tasks.generation import PRIOR, GenerationLoss, Ridge, fit_latents, tangent_statistics
+from jiio.tasks.generation import PRIOR, GenerationLoss, Ridge, TangentStatistics, fit_latents, keep, tangent_statistics
 from jiio.tasks.metrics import decibel
 
 
@@ -33,14 +34,14 @@ class Training:
     images: int = 16384
     steps: int = 1500
     batch: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     warm_up: int = 50
     joint_steps: int = 20
-    rate: float = 0.3
+    rate: float = 0.2
     prior: float = PRIOR
     clip: float = 20.0
     jacobian: float = 0.0
-    refresh_every: int = 50
+    refresh_every: int = 8
     seed: int = 0
 
 
@@ -61,45 +62,54 @@ def default_config(
 
 
 class Trainer:
-    """The state of a training: `step` optimiser steps done, the last latents of every image."""
+    """The state of a training: `step` optimiser steps done, the last latents of every image. Images and latents stay on
+    the CPU, a batch at a time goes to the device."""
 
-    def __init__(self, images: Tensor, config: GeneratorConfig, training: Training):
+    def __init__(self, images: Tensor, config: GeneratorConfig, training: Training, *, device: str = "cpu"):
         if training.images:
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(training.seed))
             images = images[order[: training.images]]
         if len(images) < training.batch:
             raise UserError(f"{len(images)} training images are fewer than a batch of {training.batch}")
-        self.images, self.training = images, training
+        self.images, self.training, self.device = images, training, device
         torch.manual_seed(training.seed)
         self.model = generator(config)
         self.model.calibrate(images)
+        self.model.to(device)
         self.loss = GenerationLoss(
             self.model, prior=training.prior, joint_steps=training.joint_steps, rate=training.rate
         )
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
         self.latents = torch.zeros(len(images), config.latent)
-        self.encoder = Ridge(len(self.model.encoder), config.latent, decay=ENCODER_DECAY)
+        self.encoder = Ridge(len(self.model.encoder) + config.latent, config.latent, decay=ENCODER_DECAY)
+        self.guess = torch.zeros(len(self.encoder.square), config.latent)
+        seeded = torch.Generator().manual_seed(training.seed)
+        self.recent = torch.randn(REFRESH_IMAGES, config.latent, generator=seeded).to(device)
+        self.statistics: TangentStatistics | None = None
         self.step = 0
+        self.epoch, self.order = -1, torch.empty(0)
 
     def rows(self) -> Tensor:
         """The images of this step; their order depends on seed and epoch alone."""
         size = self.training.batch
         per_epoch = len(self.images) // size
         epoch, place = divmod(self.step, per_epoch)
-        if getattr(self, "_epoch", None) != epoch:
+        if self.epoch != epoch:
             generator = torch.Generator().manual_seed(self.training.seed * 7919 + epoch)
-            self._epoch, self._order = epoch, torch.randperm(len(self.images), generator=generator)
-        return self._order[place * size : (place + 1) * size]
+            self.epoch, self.order = epoch, torch.randperm(len(self.images), generator=generator)
+        return self.order[place * size : (place + 1) * size]
 
     def advance(self) -> dict[str, float]:
         """One optimiser step; the figures that tell whether training is healthy."""
         training, rows = self.training, self.rows()
-        images = self.images[rows]
-        if self.step % training.refresh_every == 0 or self.step in EARLY_REFRESH:
-            self.refresh(images[:REFRESH_IMAGES])
-        # once an image has been met, its last latent is nearer than a linear guess
-        latents = self.latents[rows] if self.step >= len(self.images) // training.batch else self.model.guess(images)
-        loss, solution = self.loss(images, latents)
+        images = self.images[rows].to(self.device)
+        if self.step % training.refresh_every == 0:
+            self.refresh()
+        # an image's last latent belongs to weights that have moved on: where it would be now is a linear guess from it and
+        # the image (started at the last latents themselves, the loss of MNIST's second epoch doubled)
+        last = self.latents[rows].to(self.device)
+        seen = torch.cat((self.model.features(images), last), dim=1)
+        loss, solution = self.loss(images, seen @ self.guess)
         if training.jacobian:
             loss = loss + training.jacobian * self.penalty(solution.value)
         self.optimizer.zero_grad()
@@ -109,8 +119,9 @@ class Trainer:
             group["lr"] = self.learning_rate()
         self.optimizer.step()
         x = solution.value.x
-        self.latents[rows] = x
-        self.encoder.add(self.model.features(images), x)
+        self.latents[rows] = x.cpu()
+        self.recent = x[:REFRESH_IMAGES]
+        self.encoder.add(seen, x)
         self.step += 1
         residual = solution.residual.median(0).values
         prior = 0.5 * training.prior * x.square().sum(1)
@@ -134,18 +145,13 @@ class Trainer:
         share = min(self.step / training.steps, 1.0)
         return training.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
 
-    def refresh(self, images: Tensor) -> None:
-        """Refit the linear encoder, and blend in the tangent at the latents it guesses; random ones at first."""
+    def refresh(self) -> None:
+        """Refit the linear guess, and the tangents at the latents of the last batch; random ones at first."""
         if self.step > 0:
-            self.model.encoder.copy_(self.encoder.solve())
-            latents = self.model.guess(images)
-        else:
-            generator = torch.Generator().manual_seed(self.training.seed)
-            latents = torch.randn(len(images), self.model.config.latent, generator=generator)
-        weight = 1.0 if self.step < 40 else 0.5
-        tangent, spread = tangent_statistics(self.model, latents)
-        self.model.tangent.lerp_(tangent, weight)
-        self.model.spread.lerp_(spread, weight)
+            self.guess = self.encoder.solve().to(self.device)
+        found = tangent_statistics(self.model, self.recent)
+        self.statistics = found if self.statistics is None else self.statistics.mixed(found, REFRESH_WEIGHT)
+        keep(self.model, self.statistics)
 
     def penalty(self, state: Any) -> Tensor:
         """Jacobian penalty at the solution, z held fixed: a surrogate (docs/method.md)."""
@@ -159,39 +165,59 @@ class Trainer:
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
             "latents": self.latents,
+            "recent": self.recent.cpu().clone(),
+            "statistics": None if self.statistics is None else tuple(self.statistics),
+            "guess": self.guess,
             "encoder": {"square": self.encoder.square, "product": self.encoder.product, "count": self.encoder.count},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
-        self.step, self.latents = state["step"], state["latents"]
+        self.step, self.latents, self.recent = state["step"], state["latents"], state["recent"].to(self.device)
+        self.statistics = None if state["statistics"] is None else TangentStatistics(*state["statistics"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.guess = state["guess"]
         for name, value in state["encoder"].items():
             setattr(self.encoder, name, value)
 
 
-# while the weights are young their curvature changes within a few steps
-EARLY_REFRESH = (5, 10, 20, 30, 40, 60, 80)
-REFRESH_IMAGES = 8
+# Adam turns the latent map by a tenth or so in as many steps, and preconditioned steps overshoot on stale tangents; a few
+# images often are worth more than many seldom.
+REFRESH_IMAGES = 4
+REFRESH_WEIGHT = 0.3
 ENCODER_DECAY = 0.98  # of a batch's weight at each later one: some 3000 images count
 
 
 def run_training(
     folder: RunFolder, trainer: Trainer, *, checkpoint_every: int = 200, log_every: int = 10
 ) -> Iterator[dict[str, float]]:
-    """Train to the end, yielding the figures of every step; checkpoints on the way and when interrupted."""
+    """Train to the end, yielding the figures of every step; checkpoints on the way and when interrupted.
+
+    An interrupt waits for the end of the step, so that what is saved is the state after a whole number of steps.
+    """
     began = time.perf_counter()
-    try:
+    with interrupt_waits() as interrupted:
         while trainer.step < trainer.training.steps:
             figures = trainer.advance() | {"seconds": time.perf_counter() - began}
+            if not math.isfinite(figures["loss"]):
+                raise UserError(
+                    f"the loss is {figures['loss']} after {trainer.step} steps: lower --learning-rate; {folder.path} keeps "
+                    "the last checkpoint"
+                )
             if trainer.step % log_every == 0 or trainer.step == 1:
                 folder.log(figures)
             if trainer.step % checkpoint_every == 0:
                 folder.save_checkpoint(trainer.step, trainer.model, trainer.state())
-            yield figures
-    except (KeyboardInterrupt, GeneratorExit):
-        folder.save_checkpoint(trainer.step, trainer.model, trainer.state())
-        raise
+            try:
+                yield figures
+            except GeneratorExit:
+                folder.save_checkpoint(trainer.step, trainer.model, trainer.state())
+                raise
+            if interrupted():
+                folder.save_checkpoint(trainer.step, trainer.model, trainer.state())
+                raise KeyboardInterrupt(
+                    f"interrupted after {trainer.step} steps: the same command with --resume goes on"
+                )
     finish(trainer)
     folder.save_checkpoint(trainer.step, trainer.model, trainer.state())
     folder.save_weights(trainer.model)
@@ -201,16 +227,25 @@ def finish(trainer: Trainer) -> None:
     """Fit what restoration needs: average curvature, a Gaussian of the latents, the residual variance of a pixel."""
     generator = torch.Generator().manual_seed(trainer.training.seed)
     rows = torch.randperm(len(trainer.images), generator=generator)[:1000]
-    fit_latents(trainer.model, trainer.images[rows], prior=trainer.training.prior, latent=trainer.latents[rows])
+    images, latents = trainer.images[rows].to(trainer.device), trainer.latents[rows].to(trainer.device)
+    fit_latents(trainer.model, images, prior=trainer.training.prior, latent=latents)
 
 
 def make_trainer(
-    data: str, training: Training, *, data_dir: str | None, latent: int | None, cell: str, size: int | None
+    data: str,
+    training: Training,
+    *,
+    data_dir: str | None = None,
+    latent: int | None = None,
+    cell: str = "well_posed",
+    size: int | None = None,
+    device: str = "cpu",
 ) -> tuple[Trainer, dict[str, Any]]:
     """The trainer of a command's options, and the configuration that rebuilds it."""
-    images = load_images(data, "train", root=data_dir, size=size)
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    config = default_config(shape, latent=latent, cell=cell)
+    with user_input():
+        images = load_images(data, "train", root=data_dir, size=size)
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        config = default_config(shape, latent=latent, cell=cell)
     saved = {
         "task": "generation",
         "data": data,
@@ -218,22 +253,10 @@ def make_trainer(
         "model": config.to_dict(),
         "training": asdict(training),
     }
-    return Trainer(images, config, training), saved
+    return Trainer(images, config, training, device=device), saved
 
 
 def default_folder(data: str, seed: int) -> Path:
     """runs/generation-DATA-SEED."""
     name = data.removeprefix("folder:").rstrip("/").split("/")[-1]
     return Path("runs") / f"generation-{name}-{seed}"
-
-
-__all__ = [
-    "Generator",
-    "Trainer",
-    "Training",
-    "default_config",
-    "default_folder",
-    "finish",
-    "make_trainer",
-    "run_training",
-]

@@ -17,6 +17,9 @@ from jiio.models.injection import LatentInjection, Maps, Shape
 from jiio.models.mdeq import MDEQ
 from jiio.models.spectral import convolution_norm
 
+# The readout's sigmoid goes from -MARGIN to 1 + MARGIN: black and white are reached at a slope that is not yet 0, which
+# keeps the curvatures of the latents of different images within a factor (docs/results.md).
+MARGIN = 0.1
 THUMBNAIL = 28  # side of the image that the linear encoder sees
 
 
@@ -72,10 +75,10 @@ class GeneratorConfig:
 
 
 class Generator(nn.Module):
-    """x (batch, latent) -> z* = f(z*, x) -> image (batch, channels, height, width), in (0, 1).
+    """x (batch, latent) -> z* = f(z*, x) -> image (batch, channels, height, width), in (-0.1, 1.1).
 
     The readout is one 3x3 convolution of the finest scale, of norm at most `readout_gain`, a pixel shuffle and a
-    sigmoid (1/4-Lipschitz): cheaper than f. Bind once per solve: `f = model.cell()`, `readout = model.decoder()`.
+    stretched sigmoid: cheaper than f. Bind once per solve: `f = model.cell()`, `readout = model.decoder()`.
 
     Buffers that training keeps up to date, for the latent problems of `jiio.tasks.generation`: `tangent` (pixels,
     latent), the average derivative of the image before its sigmoid, and `spread`, its scatter; `latent_mean` and
@@ -123,7 +126,7 @@ class Generator(nn.Module):
     def decoder(self) -> Callable[[Maps], Tensor]:
         """The readout z -> image with weights bound once, with graph where gradients are enabled."""
         linear, bias = self.linear_decoder(), self.bias + 0.0
-        return lambda z: torch.sigmoid(linear(z) + bias)
+        return lambda z: (1 + 2 * MARGIN) * torch.sigmoid(linear(z) + bias) - MARGIN
 
     def linear_decoder(self) -> Callable[[Maps], Tensor]:
         """The linear part of the readout: neither bias nor sigmoid."""
@@ -133,8 +136,8 @@ class Generator(nn.Module):
 
     @staticmethod
     def slope(image: Tensor) -> Tensor:
-        """Derivative of the sigmoid where the readout gave `image`."""
-        return image * (1 - image)
+        """Derivative of the stretched sigmoid where the readout gave `image`."""
+        return (image + MARGIN) * (1 + MARGIN - image) / (1 + 2 * MARGIN)
 
     def features(self, images: Tensor) -> Tensor:
         """What the linear encoder sees: a thumbnail of each image and a 1, (batch, rows of `encoder`)."""
@@ -147,9 +150,9 @@ class Generator(nn.Module):
 
     def calibrate(self, images: Tensor) -> None:
         """Set the bias so that a readout of 0 gives the mean of `images` (batch, channels, height, width)."""
-        mean = images.mean(0).clamp(0.02, 0.98)
+        mean = images.mean(0).clamp(0, 1)
         with torch.no_grad():
-            self.bias.copy_(torch.logit(mean))
+            self.bias.copy_(torch.logit((mean + MARGIN) / (1 + 2 * MARGIN)))
 
     def readout(self, z: Maps) -> Tensor:
         """The image of an equilibrium, (batch, channels, height, width)."""

@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from jiio import tree
 from jiio.constraint import Constraint
 from jiio.curvature import Linearization
 from jiio.deq import DEQ
@@ -30,7 +31,8 @@ from jiio.tasks.measurement import Measurement, Operator
 
 PRIOR = 0.05
 RATE = 0.3
-DAMPING = 0.01
+DAMPING = 0.003
+TANGENTS_AT_ONCE = 4  # samples, times latent size rows
 Gradient = Literal["exact", "first_order"]
 
 
@@ -243,25 +245,55 @@ def restore(
         return model.readout(solution.value.z), solution
 
 
-def tangent_statistics(model: LatentModel, latent: Tensor) -> tuple[Tensor, Tensor]:
-    """`tangent` and `spread` of `ImageRule` at some latents: the average over samples of t_p = d(pixel p before the
-    sigmoid)/dx, (pixels, latent), and of sum_p w_p (t_p - mean)(t_p - mean)^T, divided by that of sum_p w_p."""
+class TangentStatistics(NamedTuple):
+    """Averages over latents, of t_p = d(pixel p before the sigmoid)/dx and w_p = slope_p^2 + damping.
+
+    tangent: t_p, (pixels, latent).  total: sum_p w_p t_p t_p^T / sum_p w_p, (latent, latent).  share: w_p / sum_p w_p.
+    """
+
+    tangent: Tensor
+    total: Tensor
+    share: Tensor
+
+    def mixed(self, new: TangentStatistics, weight: float) -> TangentStatistics:
+        """Moving average. `total` keeps its size when the latent map turns under it, `tangent` shrinks: what it loses goes
+        over into `spread`, so that steps on stale statistics are shorter, not longer."""
+        return TangentStatistics(*(torch.lerp(a, b, weight) for a, b in zip(self, new, strict=True)))
+
+    def spread(self) -> Tensor:
+        """What `total` holds beyond the average tangent, without negative eigenvalues."""
+        values, vectors = torch.linalg.eigh(self.total - (self.tangent.T * self.share) @ self.tangent)
+        return (vectors * values.clamp_min(0)) @ vectors.T
+
+
+def tangent_statistics(model: LatentModel, latent: Tensor) -> TangentStatistics:
+    """The statistics of `ImageRule` at some latents."""
     with torch.no_grad():
         f, linear = model.cell(), model.linear_decoder()
-    z = solve_equilibrium(model, latent)
-    linearized = Linearization(Problem(f, lambda z, x: x.square().sum(1)), z, latent, work=Work())
-    columns = []
-    for unit in torch.eye(latent.shape[1], dtype=latent.dtype, device=latent.device):
-        dz = linearized.tangent(unit.expand_as(latent))
+    problem = Problem(f, lambda z, x: x.square().sum(1))
+    size = latent.shape[1]
+    units = torch.eye(size, dtype=latent.dtype, device=latent.device)
+    parts, weights = [], []
+    for x in latent.split(TANGENTS_AT_ONCE):
+        z = solve_equilibrium(model, x)
+        # a row for every sample and direction: one pass instead of one for each direction
+        rows = torch.arange(len(x), device=x.device).repeat_interleave(size)
+        linearized = Linearization(problem, tree.select(z, rows), x[rows], work=Work())
+        dz = linearized.tangent(units.repeat(len(x), 1))
         with torch.no_grad():
-            columns.append(linear(tuple(dz)).flatten(1))
+            parts.append(linear(tuple(dz)).flatten(1).view(len(x), size, -1).mT)
+            weights.append(model.slope(model.readout(z)).flatten(1).square() + DAMPING)
     with torch.no_grad():
-        tangents = torch.stack(columns, dim=2)
-        mean = tangents.mean(0)
-        weight = model.slope(model.readout(z)).flatten(1).square() + DAMPING
-        scatter = tangents - mean
-        spread = (scatter.mT @ (weight[:, :, None] * scatter)).mean(0) / weight.sum(1).mean()
-    return mean, spread
+        tangents, weight = torch.cat(parts), torch.cat(weights)
+        total = (tangents.mT @ (weight[:, :, None] * tangents)).mean(0) / weight.sum(1).mean()
+        return TangentStatistics(tangents.mean(0), total, weight.mean(0) / weight.sum(1).mean())
+
+
+def keep(model: LatentModel, statistics: TangentStatistics) -> None:
+    """Put tangent and spread into the model's buffers."""
+    with torch.no_grad():
+        model.tangent.copy_(statistics.tangent)
+        model.spread.copy_(statistics.spread())
 
 
 def solve_equilibrium(model: LatentModel, latent: Tensor, *, tol: float = 1e-3) -> Any:
@@ -309,9 +341,7 @@ class Ridge:
 
 def refit_tangent(model: LatentModel, latent: Tensor) -> None:
     """Set the model's tangent and its spread from up to 64 latents."""
-    with torch.no_grad():
-        for buffer, value in zip((model.tangent, model.spread), tangent_statistics(model, latent[:64]), strict=True):
-            buffer.copy_(value)
+    keep(model, tangent_statistics(model, latent[:64]))
 
 
 class GenerationLoss(nn.Module):

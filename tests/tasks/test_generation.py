@@ -3,12 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jiio import implicit, solve
+from jiio import gauss_newton, implicit, solve
 from jiio.models import Generator, GeneratorConfig, generator
 from jiio.tasks.generation import (
     DamagedLoss,
     GenerationLoss,
-    average_curvature,
     energy,
     fit_latents,
     reconstruct,
@@ -17,7 +16,9 @@ from jiio.tasks.generation import (
     restoration,
     restoration_step,
     restore,
+    solve_equilibrium,
     start,
+    tangent_statistics,
 )
 from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, PixelMask, measure
 
@@ -92,15 +93,35 @@ def test_energy_of_a_mask_is_the_share_of_known_pixels() -> None:
     assert energy(Identity(), measure(Identity(), images())).flatten().tolist() == [1.0] * 6
 
 
-def test_steps_are_preconditioned_by_the_problems_curvature() -> None:
+def test_steps_follow_the_curvature_of_each_image() -> None:
+    """The preconditioned Gauss-Newton matrices of all samples are near the identity, as those of one matrix are not."""
     model = fitted(torch.float64)
-    average = average_curvature(
-        model, images(32, torch.float64), reconstruct(model, images(32, torch.float64))[1].value.x
-    )
-    ratio = torch.linalg.eigvalsh(torch.linalg.solve(model.curvature, average))
-    assert 0.3 < float(ratio[0]) <= float(ratio[-1]) < 3
-    assert reconstruction_step(model).rule.direction(torch.ones(2, 4, dtype=torch.float64)).shape == (2, 4)
-    assert restoration_step(model, measure(Hole(), images(dtype=torch.float64))).rule.rate == 0.3
+    batch = images(dtype=torch.float64)
+    _, solution = reconstruct(model, batch)
+    with torch.no_grad():
+        problem = reconstruction(model, batch)
+    matrices = gauss_newton(problem, solution.value.z, solution.value.x)
+    rule = reconstruction_step(model, len(batch)).rule.refresh(solution.value.z, 0)
+    seen = torch.stack([rule.direction(column) for column in matrices.unbind(-1)], dim=-1)
+    values = torch.linalg.eigvals(seen).real
+    assert 0.2 < float(values.min()) <= float(values.max()) < 3
+
+
+def test_statistics_that_mix_lose_no_curvature() -> None:
+    """Where average tangents cancel, the spread takes over what they held."""
+    model = fitted(torch.float64)
+    found = tangent_statistics(model, torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    opposite = found._replace(tangent=-found.tangent)
+    mixed = found.mixed(opposite, 0.5)
+    assert float(mixed.tangent.abs().max()) < 1e-12
+    assert torch.allclose(mixed.spread(), found.total)
+
+
+def test_equilibria_of_latents_do_not_depend_on_their_batch() -> None:
+    model = fitted(torch.float64)
+    x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    together, alone = solve_equilibrium(model, x), solve_equilibrium(model, x[1:2])
+    assert all(torch.allclose(a[1:2], b, atol=1e-10) for a, b in zip(together, alone, strict=True))
 
 
 def test_the_training_loss_is_the_optimal_cost_with_its_exact_gradient() -> None:
@@ -111,10 +132,10 @@ def test_the_training_loss_is_the_optimal_cost_with_its_exact_gradient() -> None
 
     def optimum() -> torch.Tensor:
         with torch.no_grad():
-            problem, step = reconstruction(model, batch), reconstruction_step(model)
+            problem, step = reconstruction(model, batch), reconstruction_step(model, 3)
             return solve(problem, start(model, 3), step=step, max_steps=4000, tol=1e-9).cost.mean()
 
-    problem, step = reconstruction(model, batch), reconstruction_step(model)
+    problem, step = reconstruction(model, batch), reconstruction_step(model, 3)
     solution = solve(problem, start(model, 3), step=step, max_steps=4000, tol=1e-9)
     problem.lagrangian(solution.value).mean().backward()
     generator = torch.Generator().manual_seed(2)

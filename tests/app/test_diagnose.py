@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jiio.app.diagnose import advice
+
+HEALTHY: dict[str, Any] = {
+    "samples": 8,
+    "status": {"CONVERGED": 8, "STALLED": 0, "DIVERGED": 0, "NON_FINITE": 0, "BUDGET": 0},
+    "spectral_radius": {"median": 0.5, "largest": 0.6},
+    "preconditioned": {"least": 0.5, "largest": 2.0, "worst": 3.0},
+    "gradient": {"cosine": 0.99, "relative_error": 0.1},
+}
+
+
+def test_a_healthy_model_needs_no_change() -> None:
+    assert advice(HEALTHY) == ["nothing to change: the inner solve converges and the gradients agree."]
+
+
+@pytest.mark.parametrize(
+    "symptom, sentence",
+    [
+        ({"spectral_radius": {"median": 0.9, "largest": 1.2}}, "no contraction"),
+        ({"spectral_radius": {"median": 0.95, "largest": 0.99}}, "answer slowly"),
+        ({"preconditioned": {"least": 0.1, "largest": 9.0, "worst": 50.0}}, "input steps overshoot"),
+        ({"status": HEALTHY["status"] | {"CONVERGED": 6, "BUDGET": 2}}, "raise max_steps"),
+        ({"status": HEALTHY["status"] | {"CONVERGED": 6, "STALLED": 2}}, "lower the input rate"),
+        ({"gradient": {"cosine": 0.5, "relative_error": 0.8}}, "use gradient='exact'"),
+    ],
+)
+def test_each_symptom_has_its_advice(symptom: dict[str, Any], sentence: str) -> None:
+    (line,) = advice(HEALTHY | symptom)
+    assert sentence in line

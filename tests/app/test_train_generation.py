@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from jiio.app.run_folder import RunFolder, UserError
+from jiio.app.train_generation import Trainer, default_config, run_training
+from tests.app.runs import tiny_trainer
+
+
+def run(folder: RunFolder, trainer: Trainer, *, stop: int | None = None) -> None:
+    """Train to the end, or leave after `stop` steps as an interrupt does."""
+    figures = run_training(folder, trainer, checkpoint_every=10**9, log_every=1)
+    for now in figures:
+        if now["step"] == stop:
+            figures.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+def test_a_resumed_training_gives_the_same_weights_to_the_bit(tmp_path: Path, stop: int) -> None:
+    whole, first = tiny_trainer(), tiny_trainer()
+    run(RunFolder(tmp_path / "whole"), whole)
+    folder = RunFolder(tmp_path / "resumed")
+    run(folder, first, stop=stop)
+    assert first.step == stop
+    resumed = tiny_trainer()
+    state, _ = folder.load_checkpoint(resumed.model)
+    assert state is not None
+    resumed.restore(state)
+    run(folder, resumed)
+    assert torch.equal(whole.latents, resumed.latents)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    logged = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged] == list(range(1, 13))
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    trainer = tiny_trainer(steps=30)
+    losses = [now["loss"] for now in run_training(RunFolder(tmp_path), trainer)]
+    assert sum(losses[-4:]) < sum(losses[:4])
+    assert (tmp_path / "weights.safetensors").exists()
+
+
+def test_every_epoch_meets_every_image_once_in_another_order() -> None:
+    trainer, seen = tiny_trainer(), []
+    for trainer.step in range(8):
+        seen.append(trainer.rows())
+    first, second = torch.cat(seen[:4]), torch.cat(seen[4:])
+    assert first.sort().values.tolist() == list(range(64)) == second.sort().values.tolist()
+    assert not torch.equal(first, second)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny_trainer()
+    monkeypatch.setattr(trainer, "advance", lambda: {"step": 1, "loss": float("nan")})
+    with pytest.raises(UserError, match="lower --learning-rate"):
+        run(RunFolder(tmp_path), trainer)
+
+
+def test_fewer_images_than_a_batch_are_refused() -> None:
+    trainer = tiny_trainer()
+    with pytest.raises(UserError, match="8 training images are fewer than a batch of 16"):
+        Trainer(trainer.images, trainer.model.config, replace(trainer.training, images=8))
+
+
+@pytest.mark.parametrize("shape, latent", [((1, 8, 8), 16), ((1, 28, 28), 32), ((3, 32, 32), 64)])
+def test_defaults_fit_the_images(shape: tuple[int, int, int], latent: int) -> None:
+    config = default_config(shape)
+    assert config.latent == latent
+    assert config.patch == (1 if shape[1] < 16 else 2)
+
+
+def test_an_interrupted_training_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    small = ["--steps", "100000", "--images", "32", "--batch", "8", "--latent", "4", "--joint-steps", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "jiio.app.main",
+        "train",
+        "generation",
+        "--threads",
+        "1",
+        "--output",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen([*command, *small], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert message.startswith("jiio: interrupted after") and "--resume" in message and message.count("\n") == 1
+    assert list((tmp_path / "checkpoints").glob("*.safetensors"))
