@@ -38,6 +38,7 @@ REFERENCE = Path(__file__).with_name("reference.json")
 
 def candidates(model: Any, average: torch.Tensor, prior: float) -> dict[str, dict[str, compare.Method]]:
     """Five settings of every method."""
+
     def joint(rate: float) -> Step:
         return reconstruction_step(model, BATCH, prior=prior, rate=rate)
 
@@ -128,7 +129,8 @@ def print_rows(result: dict[str, Any]) -> None:
     for name in names:
         rows = [row for row in result["rows"] if row["method"] == name]
         cells = [
-            f"{row['steps']} / {row['work']:.0f} / {row['seconds']:.2f}" if row["reached"] else "not reached" for row in rows
+            f"{row['steps']} / {row['work']:.0f} / {row['seconds']:.2f}" if row["reached"] else "not reached"
+            for row in rows
         ]
         lines.append([name, *cells])
     header = ("method", *(f"{share} x reference" for share in SHARES))

@@ -52,7 +52,11 @@ def load(run: str | Path, *, device: str | torch.device = "cpu") -> Generator:
     Raises `FileNotFoundError` for an unknown run, `ValueError` for unreadable weights.
     """
     folder = find_run(run)
-    model = generator(GeneratorConfig.from_dict(read_config(folder)["model"]))
+    try:
+        config = GeneratorConfig.from_dict(read_config(folder)["model"])
+    except TypeError as error:
+        raise ValueError(f"{folder / CONFIG} describes a model that this version does not know: {error}") from error
+    model = generator(config)
     path = folder / WEIGHTS if (folder / WEIGHTS).exists() else newest_weights(folder)
     load_weights(model, path)
     return model.to(device).eval().requires_grad_(False)
