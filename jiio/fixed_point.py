@@ -22,6 +22,8 @@ STALL_GAIN = 1e-3
 TREND_WEIGHT = 0.2
 DIVERGENCE_FACTOR = 1e3
 SETTLED = 1e-2
+FAR = 0.3
+GROWING_CHECKS = 3
 # Merits are known to about this share; an earlier iterate is preferred only when it was better by more.
 MERIT_ACCURACY = 1e-3
 Callback = Callable[[int, Tree, "Evaluation"], None]
@@ -250,6 +252,7 @@ class _Book:
         self.trend = first.new_full((batch,), torch.inf)  # moving average of log(residual over tolerance)
         self.least = first.new_full((batch,), torch.inf)  # its smallest value
         self.least_defect = first.new_full((batch,), torch.inf)  # smallest |F(s) - s| of the first block
+        self.growing = torch.zeros(batch, dtype=torch.long, device=first.device)  # looks in a row at which it had grown
         self.progress = torch.zeros(batch, dtype=torch.long, device=first.device)  # step of the last progress
 
     def record(self, k: int, F: Map, s: Tree, now: Evaluation, *, last: bool) -> bool:
@@ -279,12 +282,14 @@ class _Book:
     def _diverged(self, now: Evaluation, excess: Tensor) -> Tensor:
         """By the first block's absolute residual: a relative one stays at 1 however far the iterate runs away."""
         defect = now.residual[:, 0] * now.scale
-        grown = defect > DIVERGENCE_FACTOR * self.least_defect
+        # a start at z = 0 has nothing to grow from: growth counts while the iterate also stays far from the map's value
+        grown = (defect > DIVERGENCE_FACTOR * self.least_defect) & (now.residual[:, 0] > FAR)
+        self.growing = torch.where(grown, self.growing + 1, 0)
         runaway = (now.scale == torch.inf) | (excess == torch.inf)
         # a settled block may grow a thousandfold again, harmlessly, when another begins to move
         floor = torch.maximum(defect, SETTLED * now.scale)
         self.least_defect = torch.where(floor.isnan(), self.least_defect, torch.minimum(self.least_defect, floor))
-        return grown | runaway
+        return (self.growing >= GROWING_CHECKS) | runaway
 
     def _track_best(self, k: int, s: Tree, now: Evaluation, excess: Tensor, broken: Tensor) -> None:
         gained = self.best_merit - now.merit > STALL_GAIN * self.best_merit.abs()
@@ -324,7 +329,7 @@ class _Book:
         unfinished = (~self.finished).nonzero()[:, 0]
         if len(unfinished) > len(self.finished) // 2:
             return None
-        for name in ("rows", "finished", "best_merit", "best_residual", "least", "trend", "least_defect", "progress"):
+        for name in ("rows", "finished", "best_merit", "best_residual", "least", "trend", "least_defect", "growing", "progress"):
             setattr(self, name, getattr(self, name)[unfinished])
         self.best = tree.select(self.best, unfinished)
         return unfinished

@@ -1,7 +1,10 @@
 """Linear solvers for a batch of systems, each sample on its own: MINRES and restarted GMRES.
 
-`A` maps (batch, n) to (batch, n) and is applied to the whole batch; a finished sample is frozen, so that no sample's
-result depends on its neighbours. What is returned is judged by its true residual, measured again at the end.
+`A` maps (batch, n) to (batch, n) and is applied to the whole batch, with zeros for samples that are finished, so that no
+sample's result depends on its neighbours. Both run in cycles that start from the true residual: what is returned is
+judged by it, and where the recursive residual was too hopeful another cycle refines the answer. (An `A` that rounds
+differently for another batch size, as batched matrix products do, shifts MINRES's iterates below `tol`: the Lanczos
+process amplifies the last bit.)
 """
 
 from __future__ import annotations
@@ -13,11 +16,17 @@ import torch
 from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]
+Cycle = Callable[[Tensor, Tensor, int], tuple[Tensor, int]]
 CHECK_EVERY = 5
+# Pivots below eps^(2/3) of the operator's size are the null space of a singular system, met through rounding.
+SINGULAR = 2 / 3
 
 
 class LinearSolution(NamedTuple):
-    """value: (batch, n).  residual: (batch,), |A value - b| / |b|.  converged: (batch,).  steps: products with A."""
+    """value: (batch, n).  residual: (batch,), the true |A value - b| / |b|.  converged: (batch,), residual <= tol.
+
+    steps: products with A, those that measured the residual included.
+    """
 
     value: Tensor
     residual: Tensor
@@ -25,20 +34,39 @@ class LinearSolution(NamedTuple):
     steps: int
 
 
-def _norm(v: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(v, dim=1)
+def minres(
+    A: Operator, b: Tensor, *, tol: float = 1e-6, max_steps: int = 200, preconditioner: Operator | None = None
+) -> LinearSolution:
+    """Solve A value = b for a symmetric A that may be indefinite (MINRES, Paige and Saunders 1975).
+
+    b: (batch, n).  tol: relative residual.  max_steps: iterations, one product with A each.  preconditioner: r -> about
+    |A|^-1 r, linear, symmetric and positive definite, (batch, n) -> (batch, n); `ValueError` where it is seen not to be.
+    A zero right-hand side gives zero; a singular system one of its solutions, or its least squares, not converged.
+
+    >>> A = torch.tensor([[2.0, 0.0], [0.0, -1.0]])
+    >>> bool(torch.allclose(minres(lambda v: v @ A, torch.tensor([[2.0, 1.0]])).value, torch.tensor([[1.0, -1.0]])))
+    True
+    """
+    _check(b, tol, max_steps)
+    M = preconditioner if preconditioner is not None else (lambda r: r)
+    return _refined(A, b, tol, max_steps, lambda r, target, steps: _minres_cycle(A, M, r, target, steps))
 
 
-def _safe(value: Tensor) -> Tensor:
-    """`value` with zeros replaced by ones, for divisions whose result is discarded or 0 / 0."""
-    return torch.where(value == 0, torch.ones_like(value), value)
+def gmres(A: Operator, b: Tensor, *, tol: float = 1e-6, max_steps: int = 200, restart: int = 30) -> LinearSolution:
+    """Solve A value = b for any A (GMRES, Saad and Schultz 1986), restarted after `restart` products.
 
+    b: (batch, n).  tol: relative residual.  max_steps: iterations, one product with A each.  A sample whose restarted
+    cycle brings nothing is given up.  Memory: `restart` + 4 vectors a sample.
 
-def _measured(A: Operator, b: Tensor, value: Tensor, tol: float, steps: int) -> LinearSolution:
-    size = _norm(b)
-    residual = torch.where(size == 0, torch.zeros_like(size), _norm(A(value) - b) / _safe(size))
-    # the recursive residual that stops an iteration and the true one differ by rounding
-    return LinearSolution(value, residual, residual <= 2 * tol, steps + 1)
+    >>> A = torch.tensor([[1.0, 1.0], [0.0, 2.0]])
+    >>> bool(torch.allclose(gmres(lambda v: v @ A.T, torch.tensor([[3.0, 4.0]])).value, torch.tensor([[1.0, 2.0]])))
+    True
+    """
+    _check(b, tol, max_steps)
+    if restart < 1:
+        raise ValueError(f"restart must be at least 1, got {restart}")
+    width = min(restart, b.shape[1])
+    return _refined(A, b, tol, max_steps, lambda r, target, steps: _gmres_cycle(A, r, target, min(steps, width)))
 
 
 def _check(b: Tensor, tol: float, max_steps: int) -> None:
@@ -50,104 +78,144 @@ def _check(b: Tensor, tol: float, max_steps: int) -> None:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
 
 
-def minres(A: Operator, b: Tensor, *, tol: float = 1e-6, max_steps: int = 200) -> LinearSolution:
-    """Solve A value = b for a symmetric A that may be indefinite (MINRES, Paige and Saunders 1975).
+def _refined(A: Operator, b: Tensor, tol: float, max_steps: int, cycle: Cycle) -> LinearSolution:
+    """Cycles from the true residual until every sample is at `tol`, stalled or out of steps."""
+    # a power of two, so exact: squares of gradients below 1e-20 vanish in float32
+    largest = b.abs().amax(1, keepdim=True)
+    unit = torch.exp2(
+        torch.frexp(torch.where((largest > 0) & largest.isfinite(), largest, 1.0)).exponent.to(b.dtype) - 1
+    )
+    b = b / unit
+    size = _norm(b)
+    x, r, norm = torch.zeros_like(b), b, size
+    done = (size == 0) | ~size.isfinite()
+    taken, products, floor = 0, 0, 10 * torch.finfo(b.dtype).eps
+    while taken < max_steps and not bool(done.all()):
+        # a cycle that aims at tol itself would end just above it by rounding; one that aims below rounding spoils itself
+        target = torch.where(done, torch.ones_like(size), 0.5 * tol * size / _safe(norm)).clamp_min(floor)
+        change, used = cycle(torch.where(done[:, None], torch.zeros_like(r), r), target, max_steps - taken)
+        tried = x + change
+        r_tried = b - A(tried)
+        better = ~done & (_norm(r_tried) < norm)
+        progress = better & (_norm(r_tried) < 0.999 * norm)
+        x, r = torch.where(better[:, None], tried, x), torch.where(better[:, None], r_tried, r)
+        norm = torch.where(better, _norm(r_tried), norm)
+        done = done | (norm <= tol * size) | ~progress
+        taken, products = taken + used, products + used + 1
+    residual = torch.where(size == 0, torch.zeros_like(size), norm / _safe(size))
+    return LinearSolution(x * unit, residual, residual <= tol, products)
 
-    b: (batch, n).  tol: relative residual.  A zero right-hand side gives zero.
 
-    >>> A = torch.tensor([[2.0, 0.0], [0.0, -1.0]])
-    >>> minres(lambda v: v @ A, torch.tensor([[2.0, 1.0]])).value
-    tensor([[ 1., -1.]])
-    """
-    _check(b, tol, max_steps)
-    beta1 = _norm(b)
-    x, w, w_old = torch.zeros_like(b), torch.zeros_like(b), torch.zeros_like(b)
-    v_old, v = torch.zeros_like(b), b / _safe(beta1)[:, None]
+def _minres_cycle(A: Operator, M: Operator, r: Tensor, target: Tensor, max_steps: int) -> tuple[Tensor, int]:
+    """The correction that makes |r - A correction| small in the norm of M, up to `target` of where it was."""
+    eps = torch.finfo(r.dtype).eps
+    z = M(r)
+    beta1, wrong = _length(r, z)
+    x, w, w_old, u_old = (torch.zeros_like(r) for _ in range(4))
+    u, z = r / _safe(beta1)[:, None], z / _safe(beta1)[:, None]
     beta, eta = torch.zeros_like(beta1), beta1
-    c_old, c = torch.ones_like(beta1), torch.ones_like(beta1)
-    s_old, s = torch.zeros_like(beta1), torch.zeros_like(beta1)
-    done = (beta1 == 0) | ~beta1.isfinite()
-    steps = 0
+    c_old, c, s_old, s = (
+        torch.ones_like(beta1),
+        torch.ones_like(beta1),
+        torch.zeros_like(beta1),
+        torch.zeros_like(beta1),
+    )
+    size, done, steps = torch.zeros_like(beta1), beta1 == 0, 0
     for steps in range(1, max_steps + 1):
-        product = A(v) - beta[:, None] * v_old
-        alpha = torch.linalg.vecdot(v, product)
-        product = product - alpha[:, None] * v
-        beta_new = _norm(product)
+        product = A(z)
+        alpha = torch.linalg.vecdot(z, product)
+        u_new = product - alpha[:, None] * u - beta[:, None] * u_old
+        z_new = M(u_new)
+        beta_new, negative = _length(u_new, z_new)
+        wrong = wrong | (negative & ~done)
         # two Givens rotations bring the new column of the tridiagonal matrix to upper triangular form
-        delta = c * alpha - c_old * s * beta
-        rho2 = s * alpha + c_old * c * beta
-        rho3 = s_old * beta
+        delta, rho2, rho3 = c * alpha - c_old * s * beta, s * alpha + c_old * c * beta, s_old * beta
+        size = torch.maximum(size, torch.hypot(torch.hypot(alpha, beta), beta_new))
         rho1 = torch.hypot(delta, beta_new)
+        # a singular system ends with rho1 = 0 (consistent) or |A r| = 0 (its least squares), up to rounding: the
+        # iterate before that is the solution
+        broken = (rho1 <= 10 * eps * size) | (torch.hypot(delta, c * beta_new) <= eps**SINGULAR * size)
         c_new, s_new = delta / _safe(rho1), beta_new / _safe(rho1)
-        w_new = (v - rho3[:, None] * w_old - rho2[:, None] * w) / _safe(rho1)[:, None]
-        x_new = x + (c_new * eta)[:, None] * w_new
-        # a singular, consistent system ends with rho1 = 0: the iterate before it is the solution
-        x = torch.where((done | (rho1 == 0))[:, None], x, x_new)
+        w_new = (z - rho3[:, None] * w_old - rho2[:, None] * w) / _safe(rho1)[:, None]
+        x = torch.where((done | broken)[:, None], x, x + (c_new * eta)[:, None] * w_new)
         eta = -s_new * eta
-        done = done | (eta.abs() <= tol * beta1) | (rho1 == 0) | (beta_new == 0) | ~eta.isfinite()
-        v_old, v, beta = v, product / _safe(beta_new)[:, None], beta_new
-        w_old, w, c_old, c, s_old, s = w, w_new, c, c_new, s, s_new
+        done = done | broken | (eta.abs() <= target * beta1) | (beta_new <= 10 * eps * size) | ~eta.isfinite()
         if steps % CHECK_EVERY == 0 and bool(done.all()):
             break
-    return _measured(A, b, x, tol, steps)
+        keep = (~done).to(r.dtype)[:, None]
+        u_old, u, z, beta = u, _scaled(u_new, beta_new, keep), _scaled(z_new, beta_new, keep), beta_new
+        w_old, w, c_old, c, s_old, s = w, w_new, c, c_new, s, s_new
+    if bool(wrong.any()):
+        raise ValueError(f"the preconditioner is not positive definite for samples {wrong.nonzero()[:8, 0].tolist()}")
+    return x, steps
 
 
-def gmres(A: Operator, b: Tensor, *, tol: float = 1e-6, max_steps: int = 200, restart: int = 30) -> LinearSolution:
-    """Solve A value = b for any A (GMRES, Saad and Schultz 1986), restarted after `restart` products.
-
-    b: (batch, n).  tol: relative residual.  Memory: `restart` + 4 vectors a sample.
-
-    >>> A = torch.tensor([[1.0, 1.0], [0.0, 2.0]])
-    >>> gmres(lambda v: v @ A.T, torch.tensor([[3.0, 4.0]])).value
-    tensor([[1., 2.]])
-    """
-    _check(b, tol, max_steps)
-    if restart < 1:
-        raise ValueError(f"restart must be at least 1, got {restart}")
-    size = _norm(b)
-    x, r = torch.zeros_like(b), b
-    done = (size == 0) | ~size.isfinite()
-    steps = 0
-    while steps < max_steps and not bool(done.all()):
-        inner = min(restart, max_steps - steps, b.shape[1])
-        change = _cycle(A, r, inner)
-        x = torch.where(done[:, None], x, x + change)
-        r = b - A(x)
-        steps += inner + 1
-        done = done | (_norm(r) <= tol * size) | ~_norm(r).isfinite()
-    return _measured(A, b, x, tol, steps)
+def _length(u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt <u, z> with z = M u, and whether <u, z> is negative beyond rounding."""
+    square = torch.linalg.vecdot(u, z)
+    rounding = 100 * torch.finfo(u.dtype).eps * _norm(u) * _norm(z)
+    return square.clamp_min(0).sqrt(), square < -rounding
 
 
-def _cycle(A: Operator, r: Tensor, steps: int) -> Tensor:
-    """The correction of one GMRES cycle from residual r: argmin over the Krylov space of |r - A correction|."""
+def _gmres_cycle(A: Operator, r: Tensor, target: Tensor, width: int) -> tuple[Tensor, int]:
+    """argmin over the Krylov space of |r - A correction|; the space of each sample ends where it reaches `target`."""
     batch, n = r.shape
-    basis = r.new_zeros(batch, steps + 1, n)
-    hessenberg = r.new_zeros(batch, steps + 1, steps)
-    beta = _norm(r)
-    basis[:, 0] = r / _safe(beta)[:, None]
-    for j in range(steps):
+    eps = torch.finfo(r.dtype).eps
+    basis, R = r.new_zeros(batch, width + 1, n), torch.eye(width, dtype=r.dtype, device=r.device).repeat(batch, 1, 1)
+    rotations: list[tuple[Tensor, Tensor]] = []
+    g, beta = r.new_zeros(batch, width + 1), _norm(r)
+    g[:, 0], basis[:, 0] = beta, r / _safe(beta)[:, None]
+    done, size, steps = beta == 0, torch.zeros_like(beta), 0
+    for j in range(width):
         w = A(basis[:, j])
-        scale = _norm(w)
-        for _ in range(2):  # a second pass of Gram-Schmidt keeps the basis orthogonal to rounding
-            projection = torch.einsum("bkn,bn->bk", basis[:, : j + 1], w)
-            hessenberg[:, : j + 1, j] += projection
-            w = w - torch.einsum("bk,bkn->bn", projection, basis[:, : j + 1])
-        length = _norm(w)
-        # what is left below rounding is no new direction: the Krylov space is exhausted (lucky breakdown)
-        length = torch.where(length > 10 * torch.finfo(r.dtype).eps * scale, length, torch.zeros_like(length))
-        hessenberg[:, j + 1, j] = length
-        basis[:, j + 1] = torch.where((length > 0)[:, None], w / _safe(length)[:, None], torch.zeros_like(w))
-    return torch.einsum("bk,bkn->bn", _least_squares(hessenberg, beta), basis[:, :steps])
+        size = torch.maximum(size, _norm(w))
+        column, direction = _arnoldi(basis[:, : j + 1], w)
+        for i, (cosine, sine) in enumerate(rotations):
+            column[:, i : i + 2] = _rotated(column[:, i], column[:, i + 1], cosine, sine)
+        rho = torch.hypot(column[:, j], column[:, j + 1])
+        singular = rho <= eps**SINGULAR * size
+        rotations.append((column[:, j] / _safe(rho), column[:, j + 1] / _safe(rho)))
+        column[:, j] = rho
+        # a finished sample keeps the identity's column and a zero: its y is 0 from here on
+        growing = ~(done | singular)
+        R[:, : j + 1, j] = torch.where(growing[:, None], column[:, : j + 1], R[:, : j + 1, j])
+        turned = _rotated(g[:, j], torch.zeros_like(rho), *rotations[-1])
+        g[:, j : j + 2] = torch.where(growing[:, None], turned, torch.zeros_like(turned))
+        done = ~growing | (g[:, j + 1].abs() <= target * beta) | ~rho.isfinite()
+        steps = j + 1
+        if steps % CHECK_EVERY == 0 and bool(done.all()):
+            break
+        basis[:, j + 1] = torch.where(done[:, None], torch.zeros_like(w), direction)
+    y = torch.linalg.solve_triangular(R[:, :steps, :steps], g[:, :steps, None], upper=True)
+    return torch.einsum("bk,bkn->bn", y[:, :, 0], basis[:, :steps]), steps
 
 
-def _least_squares(hessenberg: Tensor, beta: Tensor) -> Tensor:
-    """argmin_y |beta e_1 - H y| of each sample, least norm where H is short of rank."""
-    finite = hessenberg.flatten(1).isfinite().all(1) & beta.isfinite()
-    H = torch.where(finite[:, None, None], hessenberg, torch.zeros_like(hessenberg))
-    rhs = torch.zeros_like(H[:, :, 0])
-    rhs[:, 0] = torch.where(finite, beta, torch.zeros_like(beta))
-    U, S, V = torch.linalg.svd(H, full_matrices=False)
-    keep = 10 * torch.finfo(S.dtype).eps * S.amax(1, keepdim=True) < S
-    inverse = torch.where(keep, 1 / torch.where(keep, S, torch.ones_like(S)), torch.zeros_like(S))
-    y = torch.einsum("bkj,bk->bj", V, inverse * torch.einsum("bik,bi->bk", U, rhs))
-    return torch.where(finite[:, None], y, torch.full_like(y, torch.nan))
+def _arnoldi(basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """The column of the Hessenberg matrix of w, and the unit vector that w adds to the basis."""
+    size, column = _norm(w), w.new_zeros(len(w), basis.shape[1] + 1)
+    for _ in range(2):  # a second pass of Gram-Schmidt keeps the basis orthogonal to rounding
+        projection = torch.einsum("bkn,bn->bk", basis, w)
+        column[:, :-1] += projection
+        w = w - torch.einsum("bk,bkn->bn", projection, basis)
+    length = _norm(w)
+    # what is left below rounding is no new direction: the Krylov space is exhausted (lucky breakdown)
+    column[:, -1] = torch.where(length > 10 * torch.finfo(w.dtype).eps * size, length, torch.zeros_like(length))
+    return column, w / _safe(length)[:, None]
+
+
+def _rotated(upper: Tensor, lower: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    return torch.stack([cosine * upper + sine * lower, cosine * lower - sine * upper], dim=1)
+
+
+def _norm(v: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(v, dim=1)
+
+
+def _safe(value: Tensor) -> Tensor:
+    """`value` with zeros replaced by ones, for divisions whose result is discarded or 0 / 0."""
+    return torch.where(value == 0, torch.ones_like(value), value)
+
+
+def _scaled(v: Tensor, length: Tensor, keep: Tensor) -> Tensor:
+    """v / length, and zero for finished samples: their products with A are of no use, nor may they overflow."""
+    return torch.where(keep > 0, v / _safe(length)[:, None], torch.zeros_like(v))

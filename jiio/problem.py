@@ -43,7 +43,7 @@ class Problem:
     compute_dtype: f is called with z, x and float context in this dtype and its result is cast back (bfloat16 cell,
     float32 iteration).
 
-    >>> problem = Problem(lambda z, x: 0.5 * z.tanh() + x, lambda z, x, y: (z - y).square().sum(1), context=(torch.ones(4, 3),))
+    >>> problem = Problem(lambda z, x, y: z.tanh() + x, lambda z, x, y: (z - y).square().sum(1), context=(torch.ones(4, 3),))
     >>> problem.lagrangian(State(torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(4, 3)))
     tensor([3., 3., 3., 3.])
     """

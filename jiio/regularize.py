@@ -16,8 +16,10 @@ def jacobian_penalty(
 ) -> Tensor:
     """|J|_F^2 / entries of z -> f(z) at z, (batch,), by Hutchinson's estimate |v^T J|^2 with Gaussian v; differentiable.
 
-    f: the cell at a fixed input. (Bai, Koltun, Kolter: Stabilizing equilibrium models by Jacobian regularization, 2021.)
-    Evaluated at a fixed z it is a biased surrogate: the path through z*(theta) is dropped.
+    f: the cell at a fixed input; z: tensor or tree. `probes` vectors v are averaged (their spread falls with its root).
+    (Bai, Koltun, Kolter: Stabilizing equilibrium models by Jacobian regularization, 2021.) Evaluated at a fixed z it is a
+    biased surrogate in training: the path through z*(theta) is dropped, no gradient reaches z. ValueError where f changes
+    the shape of z.
 
     >>> jacobian_penalty(lambda z: 2 * z, torch.zeros(3, 5), probes=100).shape
     torch.Size([3])
@@ -27,7 +29,7 @@ def jacobian_penalty(
     z = tree.apply(lambda leaf: leaf.detach().requires_grad_(), z)
     inputs = tree.leaves(z)
     with torch.enable_grad():
-        outputs = tree.leaves(f(z))
+        outputs = _same_shapes(tree.leaves(f(z)), inputs)
     entries = sum(leaf[0].numel() for leaf in inputs)
     total = inputs[0].new_zeros(len(inputs[0]))
     for _ in range(probes):
@@ -46,7 +48,9 @@ def spectral_radius(
     """Largest |eigenvalue| of the Jacobian of z -> f(z) at each sample, (batch,): below 1 plain iteration converges.
 
     The geometric mean growth of a random vector over the second half of `steps` products v^T J: right for complex pairs
-    as well, and an estimate, from either side, to some percent.
+    as well. Limits: an estimate, from either side, to some percent (an error of about log(spread) / steps), more where the
+    second eigenvalue is close or J is far from normal; no bound; local to z; no gradient. z: tensor or tree. ValueError
+    where f changes the shape of z.
 
     >>> spectral_radius(lambda z: 0.5 * z, torch.zeros(2, 4))
     tensor([0.5000, 0.5000])
@@ -56,7 +60,7 @@ def spectral_radius(
     z = tree.apply(lambda leaf: leaf.detach().requires_grad_(), z)
     inputs = tree.leaves(z)
     with torch.enable_grad():
-        outputs = tree.leaves(f(z))
+        outputs = _same_shapes(tree.leaves(f(z)), inputs)
     v: Tree = tuple(_normal(leaf, generator) for leaf in outputs)
     growth = inputs[0].new_zeros(len(inputs[0]))
     tiny = torch.finfo(growth.dtype).tiny
@@ -70,6 +74,13 @@ def spectral_radius(
             growth = growth + (size / start.clamp_min(tiny)).clamp_min(tiny).log()
         v = tuple(part / size.clamp_min(tiny).view(-1, *[1] * (part.dim() - 1)) for part in pulled)
     return (growth / (steps - steps // 2)).exp()
+
+
+def _same_shapes(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    given, found = [tuple(leaf.shape) for leaf in inputs], [tuple(leaf.shape) for leaf in outputs]
+    if given != found:
+        raise ValueError(f"f maps z of shapes {given} to {found}: it must keep them")
+    return outputs
 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
