@@ -329,7 +329,17 @@ class _Book:
         unfinished = (~self.finished).nonzero()[:, 0]
         if len(unfinished) > len(self.finished) // 2:
             return None
-        for name in ("rows", "finished", "best_merit", "best_residual", "least", "trend", "least_defect", "growing", "progress"):
+        for name in (
+            "rows",
+            "finished",
+            "best_merit",
+            "best_residual",
+            "least",
+            "trend",
+            "least_defect",
+            "growing",
+            "progress",
+        ):
             setattr(self, name, getattr(self, name)[unfinished])
         self.best = tree.select(self.best, unfinished)
         return unfinished

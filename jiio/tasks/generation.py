@@ -32,6 +32,7 @@ from jiio.tasks.measurement import Measurement, Operator
 PRIOR = 0.05
 RATE = 0.3
 DAMPING = 0.003
+CORRELATED = 4.0
 TANGENTS_AT_ONCE = 4  # samples, times latent size rows
 Gradient = Literal["exact", "first_order"]
 
@@ -99,8 +100,8 @@ def reconstruction(model: LatentModel, images: Tensor, *, prior: float = PRIOR) 
 def restoration(model: LatentModel, measurement: Measurement) -> Problem:
     """Fit latents to a measurement, with the model's Gaussian on them, as the module's first lines say."""
     f, readout, operator = model.cell(), model.decoder(), measurement.operator
-    variance, mean, precision = model.residual_variance, model.latent_mean, model.latent_precision
-    weight = data_weight(model, measurement.sigma)
+    variance, mean, precision = model_variance(model, measurement), model.latent_mean, model.latent_precision
+    weight = data_weight(variance, measurement.sigma)
 
     def cell(z: Any, x: Tensor, target: Tensor, *parameters: Tensor) -> Any:
         return f(z, x)
@@ -113,9 +114,18 @@ def restoration(model: LatentModel, measurement: Measurement) -> Problem:
     return Problem(cell, cost, context=(measurement.y, *measurement.parameters))
 
 
-def data_weight(model: LatentModel, sigma: float) -> Tensor:
+def model_variance(model: LatentModel, measurement: Measurement) -> Tensor:
+    """v: the model's residual variance, `CORRELATED` times as much where pixels are hidden.
+
+    Errors of neighbouring pixels go together, so known pixels tell less than as many independent ones would. The factor
+    was chosen on training digits with a hole: 13.6, 14.0, 14.3, 14.2, 13.8 dB with 1, 2, 4, 8, 16.
+    """
+    return model.residual_variance * (CORRELATED if measurement.parameters else 1.0)
+
+
+def data_weight(variance: Tensor, sigma: float) -> Tensor:
     """v / (v + sigma^2): how far a pixel measured with noise `sigma` (on the scale [0, 1]) is believed."""
-    return model.residual_variance / (model.residual_variance + sigma**2)
+    return variance / (variance + sigma**2)
 
 
 @dataclass(frozen=True)
@@ -184,8 +194,9 @@ def reconstruction_step(model: LatentModel, batch: int, *, prior: float = PRIOR,
 
 def restoration_step(model: LatentModel, measurement: Measurement, *, rate: float = RATE) -> Step:
     """The same with the measurement's share of each pixel and the fitted Gaussian."""
-    weight = data_weight(model, measurement.sigma) * pixel_weight(measurement)
-    precision = model.residual_variance * model.latent_precision
+    variance = model_variance(model, measurement)
+    weight = data_weight(variance, measurement.sigma) * pixel_weight(measurement)
+    precision = variance * model.latent_precision
     return Step(ImageRule(model.decoder(), model.slope, model.tangent, model.spread, weight, precision, rate))
 
 
