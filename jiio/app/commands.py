@@ -44,7 +44,7 @@ class Demo(Common):
 
     output: Path = Path("runs/demo")
     """Folder for report.json and restoration.png."""
-    steps: int = 500
+    steps: int = 400
     """Optimiser steps of the training."""
 
 

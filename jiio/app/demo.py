@@ -23,7 +23,7 @@ from jiio.tasks.generation import reconstruction, reconstruction_step, start
 from jiio.tasks.metrics import psnr
 from jiio.tasks.ppca import PPCA
 
-STEPS = 500
+STEPS = 400
 SEEDS = (0, 1, 2)
 SHOWN = 10
 TUNED, COMPARED = 32, 64  # training images to tune the baseline on, test images to compare on
