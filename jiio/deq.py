@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jiio.fixed_point import check_budget, check_start, iterate, require_same_form
-from jiio.implicit import depends_on_parameters, implicit
+from jiio.implicit import attached, report_unconverged
 from jiio.joint import EquilibriumMap
 from jiio.problem import Problem
 from jiio.solution import OnFailure, Solution, Work, settle_failure
@@ -62,6 +62,10 @@ class DEQ(nn.Module):
     def forward(self, x: Tensor, z0: Tree, *context: Any) -> Tree:
         """z*(x), of the form of `z0`."""
         solution = self.solve(x, z0, *context)
-        if not torch.is_grad_enabled() or not depends_on_parameters(solution):
+        if not torch.is_grad_enabled():
             return solution.value
-        return implicit(solution, tol=self.gradient_tol, on_failure=self.on_failure)
+        value = attached(solution, tol=self.gradient_tol, on_failure=self.on_failure)
+        if value is None:
+            return solution.value
+        report_unconverged(solution, self.on_failure)
+        return value

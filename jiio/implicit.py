@@ -40,26 +40,32 @@ def implicit(
     """
     if not torch.is_grad_enabled():
         return solution.value
-    _report_unconverged(solution, on_failure)
-    state, residual = _system(solution)
-    if not _depends_on_more_than(state, residual):
+    report_unconverged(solution, on_failure)
+    value = attached(solution, tol=tol, max_steps=max_steps, on_failure=on_failure, callback=callback)
+    if value is None:
         raise ValueError(
             "nothing to differentiate: the solution depends on no tensor that requires a gradient. Was the cell bound "
             "under torch.no_grad(), or its context detached?"
         )
+    return value
+
+
+def attached(
+    solution: Solution[T],
+    *,
+    tol: float,
+    max_steps: int = 300,
+    on_failure: OnFailure = "warn",
+    callback: Callable[[LinearSolution], None] | None = None,
+) -> T | None:
+    """The value of `implicit`, or None when nothing that the solution was built from requires a gradient."""
+    state = [leaf.detach().requires_grad_() for leaf in tree.leaves(solution.value)]
+    residual = tree.leaves(solution.map.residual(tree.build(solution.value, state)))
+    if not _depends_on_more_than(state, residual):
+        return None
     options = _Options(solution.map, state, tol, max_steps, on_failure, callback)
     values = [leaf.detach() for leaf in state]
     return tree.build(solution.value, list(_Attach.apply(options, *values, *residual)))  # pyright: ignore
-
-
-def depends_on_parameters(solution: Solution[Any]) -> bool:
-    """Whether anything that the solution was built from requires a gradient."""
-    return _depends_on_more_than(*_system(solution))
-
-
-def _system(solution: Solution[Any]) -> tuple[list[Tensor], list[Tensor]]:
-    state = [leaf.detach().requires_grad_() for leaf in tree.leaves(solution.value)]
-    return state, tree.leaves(solution.map.residual(tree.build(solution.value, state)))
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,8 @@ def _depends_on_more_than(state: Sequence[Tensor], outputs: Sequence[Tensor]) ->
     return False
 
 
-def _report_unconverged(solution: Solution[Any], on_failure: OnFailure) -> None:
+def report_unconverged(solution: Solution[Any], on_failure: OnFailure) -> None:
+    """Say that the derivative of samples that have not converged is not that of a solution."""
     failed = int((~solution.converged).sum())
     if not failed or on_failure == "ignore":
         return
