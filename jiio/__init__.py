@@ -8,12 +8,12 @@ from jiio.implicit import implicit
 from jiio.load import load
 from jiio.nested import nested
 from jiio.optimizer import LBFGS, PGD, Adam
-from jiio.precondition import Constant, Diagonal, Linear, Matrix, Normalized, Scalar, Sign, Step, Switch
+from jiio.precondition import Constant, Diagonal, Falling, Linear, Matrix, Normalized, Scalar, Sign, Step, Switch
 from jiio.problem import Problem, State
 from jiio.regularize import jacobian_penalty, spectral_radius
 from jiio.solution import ConvergenceWarning, NotConverged, Solution, Status, Work
 from jiio.solve import solve
-from jiio.solver import Anderson, Broyden, Picard
+from jiio.solver import Anderson, Broyden, Delayed, Picard
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,7 +27,9 @@ __all__ = [
     "Constant",
     "Constraint",
     "ConvergenceWarning",
+    "Delayed",
     "Diagonal",
+    "Falling",
     "Free",
     "Intersection",
     "L2Ball",

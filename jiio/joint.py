@@ -118,6 +118,7 @@ class JointMap:
 
     mu_floor: |dcost/dz| at the start, (batch,), below which |mu| does not shrink the relative adjoint residual.
     memory: of the input steps, the one thing that changes in the course of a solve.
+    cut_steps: how long overshooting is answered by shorter steps; a solver that mixes iterates needs a map that stays.
     """
 
     problem: Problem
@@ -126,6 +127,7 @@ class JointMap:
     work: Work
     tol_z: float
     memory: InputMemory
+    cut_steps: float
     blocks: tuple[str, ...] = ("z", "mu", "x")
 
     @property
@@ -141,23 +143,27 @@ class JointMap:
         r_z, size_z = relative_residual(s.z, now.f)
         size_mu = torch.maximum(tree.norm(s.mu), self.mu_floor)
         r_mu = tree.norm(tree.apply(torch.sub, now.z, s.mu)) / size_mu
-        self.memory.rule = self.memory.rule.refresh(s.z, k)
+        self.memory.rule = self.memory.rule.refresh(s.z, s.x, k)
         direction = self.memory.rule.direction(now.x)
-        rate = self.step.rate(k, torch.maximum(r_z, r_mu)) * self.memory.factor
-        x, r_x = self._move(s.x, now.x, direction, rate)
+        cut = self.step.cut if k < self.cut_steps else None
+        rate = self.step.rate(k, torch.maximum(r_z, r_mu))
+        rate = rate if cut is None else rate * self.memory.factor
+        x, r_x = self._move(s.x, now.x, direction, rate, cut)
         merit = torch.where(r_z < max(self.tol_z, COMPARABLE), now.cost, torch.inf)
         merit = torch.where(now.cost.isfinite(), merit, torch.nan)
         state = State(_damped(s.z, now.f, self.step.z), _damped(s.mu, now.z, self.step.mu), x)
         return Evaluation(state, torch.stack((r_z, r_mu, r_x), dim=1), size_z, merit)
 
-    def _move(self, x: Tensor, gradient: Tensor, direction: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    def _move(
+        self, x: Tensor, gradient: Tensor, direction: Tensor, rate: Tensor, cut: float | None
+    ) -> tuple[Tensor, Tensor]:
         change = x - self.problem.constraint.project(x - _wide(rate, x) * direction)
         distance = torch.linalg.vector_norm(change.flatten(1), dim=1)
         r_x = distance / (rate * self.problem.constraint.scale).clamp_min(torch.finfo(x.dtype).tiny)
-        if self.step.cut is not None:
+        if cut is not None:
             # on an active constraint the gradient keeps a normal part that hides how its tangential part turns
             probe = gradient if self.symmetric else change
-            share = self.memory.look(probe, change / _wide(rate, x), self.step.cut)
+            share = self.memory.look(probe, change / _wide(rate, x), cut)
             change = _wide(share, x) * change  # part of the way to a feasible point is feasible
         return x - change, r_x
 

@@ -125,7 +125,7 @@ def _rule(optimizer: Optimizer) -> Rule:
 
 
 def _measured(problem: Problem, state: State, slope: Tensor, work: Work, rule: Rule, tol: float) -> Solution[State]:
-    F = JointMap(problem, Step(rule, lag=None), slope, Work(), tol, InputMemory.fresh(rule, state.x))
+    F = JointMap(problem, Step(rule, lag=None), slope, Work(), tol, InputMemory.fresh(rule, state.x), cut_steps=0)
     now = F.evaluate(state, 0)
     converged = (now.residual <= tol).all(1)
     status = torch.where(converged, int(Status.CONVERGED), int(Status.BUDGET))

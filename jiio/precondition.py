@@ -37,15 +37,15 @@ class Rule(Protocol):
         """The rule of the samples `rows`."""
         ...
 
-    def refresh(self, z: Tree, k: int) -> Rule:
-        """The rule for step `k`, where z is the current equilibrium guess: itself, unless its P follows the iterate."""
+    def refresh(self, z: Tree, x: Tensor, k: int) -> Rule:
+        """The rule for step `k` at z and x: itself, unless its P follows the iterate."""
         ...
 
 
 class _Fixed:
     """A rule whose P stays the same through a solve."""
 
-    def refresh(self, z: Tree, k: int) -> Self:
+    def refresh(self, z: Tree, x: Tensor, k: int) -> Self:
         """Itself."""
         return self
 
@@ -247,13 +247,31 @@ class Switch:
 
 
 @dataclass(frozen=True)
+class Falling:
+    """`start` at first, falling geometrically by `factor` a step towards `end`.
+
+    >>> [round(Falling()(k), 3) for k in (0, 10, 100)]
+    [0.3, 0.137, 0.05]
+    """
+
+    start: float = 0.3
+    end: float = 0.05
+    factor: float = 0.9
+
+    def __call__(self, k: int) -> float:
+        """The value of step `k`."""
+        return self.end + (self.start - self.end) * self.factor**k
+
+
+@dataclass(frozen=True)
 class Step:
     """Rates of the joint iteration.
 
     x: an input rule, or a number for `Scalar(rate)`.  z, mu: damping of the equilibrium and adjoint rows, in (0, 1].
     schedule: multiplier of the input rate by step number.
     lag: each sample's input rate is multiplied by min(1, lag / (larger relative residual of its z and mu)), so that x
-    waits while z and mu fall behind; `None` leaves the rate alone.
+    waits while z and mu fall behind; `None` leaves the rate alone. A schedule gives the lag of every step: far from the
+    minimum a large one is quick, near it a small one keeps slow oscillations down.
     cut: a sample whose gradient turned against its last steps (it overshot) has its rate multiplied by `cut`; the rate
     recovers by 2 % a step, never above the rule's own. `None` leaves it alone, as do solvers that mix iterates.
     """
@@ -262,14 +280,14 @@ class Step:
     z: float = 1.0
     mu: float = 1.0
     schedule: Schedule = Constant()
-    lag: float | None = 0.05
+    lag: float | Schedule | None = Falling()
     cut: float | None = 0.7
 
     def __post_init__(self) -> None:
         for name in ("z", "mu"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"the damping of {name} must lie in (0, 1], got {getattr(self, name)}")
-        if self.lag is not None and not self.lag > 0:
+        if isinstance(self.lag, float | int) and not self.lag > 0:
             raise ValueError(f"lag must be positive or None, got {self.lag}")
         if self.cut is not None and not 0 < self.cut < 1:
             raise ValueError(f"cut must lie in (0, 1) or be None, got {self.cut}")
@@ -283,7 +301,10 @@ class Step:
 
     def rate(self, k: int, lag: Tensor) -> Tensor:
         """Input rate of each sample at step `k`, shape (batch,), given the larger residual of z and mu."""
-        factor = torch.ones_like(lag) if self.lag is None else (self.lag / lag).clamp_max(1.0)
+        factor = torch.ones_like(lag)
+        if self.lag is not None:
+            allowed = self.lag if isinstance(self.lag, float | int) else self.lag(k)
+            factor = (allowed / lag).clamp_max(1.0)
         # a schedule that reaches 0 would make the relative residual of x, which is divided by the rate, vanish too
         return factor * self.rule.rate * max(self.schedule(k), LEAST_MULTIPLIER)
 

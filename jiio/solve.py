@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -61,10 +59,9 @@ def solve(
     start = settle(problem, start, work=work, tol=max(tolerances[0], COMPARABLE) / 2)
     if step is None:
         step = automatic_step(problem, start.z, start.x, work=work)
-    if not isinstance(solver, Picard):
-        step = replace(step, cut=None)  # mixing needs a map that stays the same
     slope = cost_slope(problem, start, work=work)
-    F = JointMap(problem, step, slope, work, tolerances[0], InputMemory.fresh(step.rule, start.x))
+    memory = InputMemory.fresh(step.rule, start.x)
+    F = JointMap(problem, step, slope, work, tolerances[0], memory, cut_steps=solver.plain_steps)
     solution = iterate(F, start, solver=solver, max_steps=max_steps, tol=tolerances, callback=callback, trace=trace)
     return settle_failure(solution, solution.residual.new_tensor(tolerances), on_failure)
 

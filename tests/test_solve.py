@@ -11,6 +11,7 @@ from jiio import (
     Box,
     Broyden,
     ConvergenceWarning,
+    Delayed,
     Diagonal,
     L2Ball,
     Matrix,
@@ -30,7 +31,12 @@ from jiio import (
 )
 from tests.problems import D, N, SmoothCell, linear_quadratic, smooth_problem, zeros
 
-SOLVERS = {"picard": Picard(), "anderson": Anderson(history=10), "broyden": Broyden(history=40)}
+SOLVERS = {
+    "picard": Picard(),
+    "anderson": Anderson(history=10),
+    "delayed": Delayed(Anderson(history=10), after=5),
+    "broyden": Broyden(history=40),
+}
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)

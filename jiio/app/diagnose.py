@@ -20,9 +20,9 @@ from jiio.tasks.generation import (
     DamagedLoss,
     reconstruction,
     reconstruction_step,
-    solve_equilibrium,
     start,
 )
+from jiio.tasks.latent_model import solve_equilibrium
 from jiio.tasks.measurement import damage, measure
 
 OVERSHOOT = 20.0  # curvature after preconditioning that the safeguards of a step no longer make up for
@@ -41,7 +41,7 @@ def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | 
     few = torch.arange(min(16, len(x)))
     matrix = gauss_newton(problem.select(few), tree.select(solution.value.z, few), x[few])
     values = torch.linalg.eigvalsh(matrix)
-    rule = step.select(few).rule.refresh(tree.select(solution.value.z, few), 0)
+    rule = step.select(few).rule.refresh(tree.select(solution.value.z, few), x[few], 0)
     seen = torch.linalg.eigvals(torch.stack([rule.direction(column) for column in matrix.unbind(-1)], dim=-1)).real
     traces = {
         name: [float(point.residual[:, i].nanmedian()) for point in solution.trace]

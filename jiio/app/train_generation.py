@@ -17,7 +17,9 @@ from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.data import load_images
 from jiio.models import GeneratorConfig, generator
 from jiio.regularize import jacobian_penalty
-from jiio.tasks.generation import PRIOR, GenerationLoss, Ridge, TangentStatistics, fit_latents, keep, tangent_statistics
+from jiio.tasks.generation import PRIOR, GenerationLoss
+from jiio.tasks.image_rule import TangentStatistics, keep, tangent_statistics
+from jiio.tasks.latent_fit import Ridge, fit_latents
 from jiio.tasks.metrics import decibel
 
 
@@ -105,6 +107,8 @@ class Trainer:
         images = self.images[rows].to(self.device)
         if self.step % training.refresh_every == 0:
             self.refresh()
+        if self.step >= (1 - FINAL_SHARE) * training.steps:
+            self.loss.joint_steps = max(training.joint_steps, FINAL_STEPS)
         # an image's last latent belongs to weights that have moved on: where it would be now is a linear guess from it and
         # the image (started at the last latents themselves, the loss of MNIST's second epoch doubled)
         last = self.latents[rows].to(self.device)
@@ -181,9 +185,12 @@ class Trainer:
             setattr(self.encoder, name, value)
 
 
+# The end of a training, where small steps can use an exact gradient, solves its batches until they converge.
+FINAL_SHARE, FINAL_STEPS = 0.1, 100
 # Adam turns the latent map by a tenth or so in as many steps, and preconditioned steps overshoot on stale tangents; a few
 # images often are worth more than many seldom.
 REFRESH_IMAGES = 4
+FITTED_IMAGES = 6000
 REFRESH_WEIGHT = 0.3
 ENCODER_DECAY = 0.98  # of a batch's weight at each later one: some 3000 images count
 
@@ -224,9 +231,9 @@ def run_training(
 
 
 def finish(trainer: Trainer) -> None:
-    """Fit what restoration needs: average curvature, a Gaussian of the latents, the residual variance of a pixel."""
+    """Fit what restoration needs: average curvature, the density of the latents, the residual variance of a pixel."""
     generator = torch.Generator().manual_seed(trainer.training.seed)
-    rows = torch.randperm(len(trainer.images), generator=generator)[:1000]
+    rows = torch.randperm(len(trainer.images), generator=generator)[:FITTED_IMAGES]
     images, latents = trainer.images[rows].to(trainer.device), trainer.latents[rows].to(trainer.device)
     fit_latents(trainer.model, images, prior=trainer.training.prior, latent=latents)
 

@@ -29,7 +29,7 @@ class GeneratorConfig:
 
     image_shape: (channels, height, width).  latent: entries of x.  channels: of the cell's scales, finest first; the
     finest has sides / patch, each further one half of that.  driven: the scales that x enters.  contraction, unit_gain,
-    readout_gain: bounds on the cell in z, in x (`LatentInjection`) and on the readout.
+    readout_gain: bounds on the cell in z, in x (`LatentInjection`) and on the readout.  components: of the density of latents.
     """
 
     image_shape: Shape = (1, 28, 28)
@@ -42,6 +42,7 @@ class GeneratorConfig:
     readout_gain: float = 4.0
     driven: tuple[int, ...] | None = None
     activation: Name = "silu"
+    components: int = 16
 
     def __post_init__(self) -> None:
         divisor = self.patch * 2 ** (len(self.channels) - 1)
@@ -81,9 +82,8 @@ class Generator(nn.Module):
     stretched sigmoid: cheaper than f. Bind once per solve: `f = model.cell()`, `readout = model.decoder()`.
 
     Buffers that training keeps up to date, for the latent problems of `jiio.tasks.generation`: `tangent` (pixels,
-    latent), the average derivative of the image before its sigmoid, and `spread`, its scatter; `latent_mean` and
-    `latent_precision`, a
-    Gaussian fitted to the latents of the training images; `residual_variance`, of a pixel about its reconstruction;
+    latent), the average derivative of the image before its sigmoid, and `spread`, its scatter; `density_...`, a mixture
+    of Gaussians fitted to the latents of the training images; `residual_variance`, of a pixel about its reconstruction;
     `encoder`, a linear map from `features` of an image to a first guess of its latent (0 before training).
 
     >>> model = generator(GeneratorConfig(image_shape=(1, 8, 8), latent=16, channels=(8, 16)))
@@ -95,8 +95,10 @@ class Generator(nn.Module):
     tangent: Tensor
     spread: Tensor
     encoder: Tensor
-    latent_mean: Tensor
-    latent_precision: Tensor
+    density_weight: Tensor
+    density_mean: Tensor
+    density_precision: Tensor
+    density_log_peak: Tensor
     residual_variance: Tensor
 
     def __init__(self, config: GeneratorConfig, equilibrium: WellPosedCell | MDEQ):
@@ -111,8 +113,12 @@ class Generator(nn.Module):
         self.register_buffer("tangent", torch.zeros(math.prod(config.image_shape), config.latent))
         self.register_buffer("spread", torch.zeros(config.latent, config.latent))
         self.register_buffer("encoder", torch.zeros(config.image_shape[0] * self.thumbnail**2 + 1, config.latent))
-        self.register_buffer("latent_mean", torch.zeros(config.latent))
-        self.register_buffer("latent_precision", torch.eye(config.latent))
+        weight = torch.zeros(config.components)
+        weight[0] = 1.0
+        self.register_buffer("density_weight", weight)
+        self.register_buffer("density_mean", torch.zeros(config.components, config.latent))
+        self.register_buffer("density_precision", torch.eye(config.latent).repeat(config.components, 1, 1))
+        self.register_buffer("density_log_peak", torch.where(weight > 0, 0.0, -1e30))
         self.register_buffer("residual_variance", torch.ones(()))
 
     def cell(self) -> Cell:

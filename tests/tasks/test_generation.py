@@ -9,17 +9,16 @@ from jiio.tasks.generation import (
     DamagedLoss,
     GenerationLoss,
     energy,
-    fit_latents,
     reconstruct,
     reconstruction,
     reconstruction_step,
     restoration,
     restoration_step,
     restore,
-    solve_equilibrium,
-    start,
-    tangent_statistics,
 )
+from jiio.tasks.image_rule import tangent_statistics
+from jiio.tasks.latent_fit import fit_latents
+from jiio.tasks.latent_model import solve_equilibrium, start
 from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, PixelMask, measure
 
 OPERATORS = {
@@ -70,12 +69,14 @@ def test_every_damage_is_solved(operator, sigma: float) -> None:
     assert bool(solution.converged.all())
 
 
-def test_restoration_without_damage_is_reconstruction_with_the_fitted_gaussian() -> None:
+def test_restoration_without_damage_is_reconstruction_under_a_unit_gaussian() -> None:
     model = fitted(torch.float64)
     measurement = measure(Identity(), images(dtype=torch.float64))
     problem = restoration(model, measurement)
-    model.latent_precision = torch.eye(4, dtype=torch.float64)
-    model.latent_mean = torch.zeros(4, dtype=torch.float64)
+    model.density_weight = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    model.density_log_peak = torch.tensor([0.0, -1e30], dtype=torch.float64)
+    model.density_mean = torch.zeros(2, 4, dtype=torch.float64)
+    model.density_precision = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
     plain = reconstruction(model, images(dtype=torch.float64), prior=float(model.residual_variance))
     state = start(model, 6, latent=torch.randn(6, 4, dtype=torch.float64))
     restored = restoration(model, measurement)
@@ -101,7 +102,7 @@ def test_steps_follow_the_curvature_of_each_image() -> None:
     with torch.no_grad():
         problem = reconstruction(model, batch)
     matrices = gauss_newton(problem, solution.value.z, solution.value.x)
-    rule = reconstruction_step(model, len(batch)).rule.refresh(solution.value.z, 0)
+    rule = reconstruction_step(model, len(batch)).rule.refresh(solution.value.z, solution.value.x, 0)
     seen = torch.stack([rule.direction(column) for column in matrices.unbind(-1)], dim=-1)
     values = torch.linalg.eigvals(seen).real
     assert 0.2 < float(values.min()) <= float(values.max()) < 3
@@ -155,7 +156,7 @@ def test_the_training_loss_is_the_optimal_cost_with_its_exact_gradient() -> None
         if sign != 1 or not values:
             values.append(float(optimum()))
     assert slope == pytest.approx((values[0] - values[1]) / (2 * eps), rel=1e-4)
-    loss, _ = module(batch, model.latent_mean.expand(3, -1))
+    loss, _ = module(batch, torch.zeros(3, 4))
     assert float(loss.detach()) == pytest.approx((values[0] + values[1]) / 2, rel=1e-2)
 
 

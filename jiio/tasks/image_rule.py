@@ -1,0 +1,133 @@
+"""Input steps that know the curvature of each image, and the statistics of a model that they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from jiio import tree
+from jiio.constraint import Constraint
+from jiio.curvature import Linearization
+from jiio.precondition import Matrix
+from jiio.problem import Problem
+from jiio.solution import Work
+from jiio.tasks.latent_model import LatentModel, solve_equilibrium
+
+DAMPING = 0.003
+TANGENTS_AT_ONCE = 4  # samples, times latent size rows
+
+
+@dataclass(frozen=True)
+class ImageRule:
+    """Input steps that follow each sample's own curvature, at the price of a readout every `every` steps.
+
+    The Gauss-Newton matrix of 1/2 sum_p weight_p (h_p - y_p)^2 and of the prior is
+
+        sum_p w_p t_p t_p^T + prior(x),      w_p = weight_p (slope_p^2 + damping),
+
+    slope_p the derivative of the readout's sigmoid in pixel p of the current image, t_p that of the pixel before it. Of t_p
+    the model keeps the average, `tangent`, and of its scatter about that one matrix per unit of w, `spread`. Without
+    damping the steps of saturated images overshoot; without the scatter those of a model whose tangents differ do.
+    A digits generator (200 optimiser steps) ended its training at a loss of 0.248, 0.246, 0.292, 0.251 with a damping of
+    0.003, 0.01, 0.03, 0.1, and test images then took 65, 64, 86, 138 joint steps to converge; one average matrix for all
+    samples took 90 and left 3 % unconverged.
+
+    readout: z -> image.  tangent: (pixels, latent).  spread: (latent, latent).  weight: (batch, pixels).
+    prior: x -> its precision, (latent, latent) or one for each sample.
+    """
+
+    readout: Callable[[Any], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    tangent: Tensor
+    spread: Tensor
+    weight: Tensor
+    prior: Callable[[Tensor], Tensor]
+    rate: float
+    every: int = 8
+    inverse: Tensor | None = None
+
+    def refresh(self, z: Any, x: Tensor, k: int) -> ImageRule:
+        """P of the image at `z`, every few steps."""
+        if k % self.every and self.inverse is not None:
+            return self
+        with torch.no_grad():
+            weight = self.weight * (self.slope(self.readout(z)).flatten(1).square() + DAMPING)
+            matrix = (self.tangent.T * weight[:, None]) @ self.tangent + self.prior(x)
+            matrix = matrix + weight.sum(1)[:, None, None] * self.spread
+            # a sample that is not finite keeps a P that is not: it shows in its residual
+            inverse, _ = torch.linalg.inv_ex(matrix)
+        return replace(self, inverse=inverse)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """P g."""
+        assert self.inverse is not None, "the joint map refreshes a rule before it asks for a direction"
+        return torch.einsum("bij,bj->bi", self.inverse, gradient)
+
+    def check(self, constraint: Constraint) -> None:
+        """Commutes with `Free` only."""
+        Matrix(self.spread).check(constraint)
+
+    def select(self, rows: Tensor) -> ImageRule:
+        """The rule of the samples `rows`."""
+        inverse = None if self.inverse is None else self.inverse[rows]
+        return replace(self, weight=self.weight[rows], inverse=inverse)
+
+
+class TangentStatistics(NamedTuple):
+    """Averages over latents, of t_p = d(pixel p before the sigmoid)/dx and w_p = slope_p^2 + damping.
+
+    tangent: t_p, (pixels, latent).  total: sum_p w_p t_p t_p^T / sum_p w_p, (latent, latent).  share: w_p / sum_p w_p.
+    """
+
+    tangent: Tensor
+    total: Tensor
+    share: Tensor
+
+    def mixed(self, new: TangentStatistics, weight: float) -> TangentStatistics:
+        """Moving average. `total` keeps its size when the latent map turns under it, `tangent` shrinks: what it loses goes
+        over into `spread`, so that steps on stale statistics are shorter, not longer."""
+        return TangentStatistics(*(torch.lerp(a, b, weight) for a, b in zip(self, new, strict=True)))
+
+    def spread(self) -> Tensor:
+        """What `total` holds beyond the average tangent, without negative eigenvalues."""
+        values, vectors = torch.linalg.eigh(self.total - (self.tangent.T * self.share) @ self.tangent)
+        return (vectors * values.clamp_min(0)) @ vectors.T
+
+
+def tangent_statistics(model: LatentModel, latent: Tensor) -> TangentStatistics:
+    """The statistics of `ImageRule` at some latents."""
+    with torch.no_grad():
+        f, linear = model.cell(), model.linear_decoder()
+    problem = Problem(f, lambda z, x: x.square().sum(1))
+    size = latent.shape[1]
+    units = torch.eye(size, dtype=latent.dtype, device=latent.device)
+    parts, weights = [], []
+    for x in latent.split(TANGENTS_AT_ONCE):
+        z = solve_equilibrium(model, x)
+        # a row for every sample and direction: one pass instead of one for each direction
+        rows = torch.arange(len(x), device=x.device).repeat_interleave(size)
+        linearized = Linearization(problem, tree.select(z, rows), x[rows], work=Work())
+        dz = linearized.tangent(units.repeat(len(x), 1))
+        with torch.no_grad():
+            parts.append(linear(tuple(dz)).flatten(1).view(len(x), size, -1).mT)
+            weights.append(model.slope(model.readout(z)).flatten(1).square() + DAMPING)
+    with torch.no_grad():
+        tangents, weight = torch.cat(parts), torch.cat(weights)
+        total = (tangents.mT @ (weight[:, :, None] * tangents)).mean(0) / weight.sum(1).mean()
+        return TangentStatistics(tangents.mean(0), total, weight.mean(0) / weight.sum(1).mean())
+
+
+def keep(model: LatentModel, statistics: TangentStatistics) -> None:
+    """Put tangent and spread into the model's buffers."""
+    with torch.no_grad():
+        model.tangent.copy_(statistics.tangent)
+        model.spread.copy_(statistics.spread())
+
+
+def refit_tangent(model: LatentModel, latent: Tensor) -> None:
+    """Set the model's tangent and its spread from up to 64 latents."""
+    keep(model, tangent_statistics(model, latent[:64]))

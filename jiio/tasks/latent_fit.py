@@ -1,0 +1,50 @@
+"""Fit what restoration and first guesses need to the latents of training images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jiio.tasks.density import LatentDensity
+from jiio.tasks.generation import PRIOR, reconstruct
+from jiio.tasks.image_rule import refit_tangent
+from jiio.tasks.latent_model import LatentModel
+
+FIRST_STEPS = 60
+
+
+def fit_latents(model: LatentModel, images: Tensor, *, prior: float = PRIOR, latent: Tensor | None = None) -> None:
+    """Set the model's buffers from some training images: tangent, encoder, the density of latents, residual variance."""
+    _, first = reconstruct(model, images, prior=prior, latent=latent, max_steps=FIRST_STEPS, on_failure="ignore")
+    refit_tangent(model, first.value.x)
+    # with the tangent at the fitted latents the second fit is quicker and closer
+    fitted, second = reconstruct(model, images, prior=prior, latent=first.value.x, on_failure="ignore")
+    x = second.value.x
+    refit_tangent(model, x)
+    found = LatentDensity.fit(x, components=len(model.density_weight))
+    with torch.no_grad():
+        encoder = Ridge(model.features(images[:1]).shape[1], x.shape[1])
+        encoder.add(model.features(images), x)
+        model.encoder.copy_(encoder.solve())
+        model.residual_variance.copy_((fitted - images).square().mean())
+        for name, value in found._asdict().items():
+            getattr(model, f"density_{name}").copy_(value)
+
+
+class Ridge:
+    """Running least squares x = features @ encoder, older pairs forgotten by `decay` at each `add`."""
+
+    def __init__(self, rows: int, columns: int, *, decay: float = 1.0, ridge: float = 1e-2):
+        self.square, self.product = torch.zeros(rows, rows), torch.zeros(rows, columns)
+        self.count, self.decay, self.ridge = 0.0, decay, ridge
+
+    def add(self, features: Tensor, x: Tensor) -> None:
+        """Take in some pairs."""
+        self.square = self.decay * self.square + (features.T @ features).cpu()
+        self.product = self.decay * self.product + (features.T @ x).cpu()
+        self.count = self.decay * self.count + len(features)
+
+    def solve(self) -> Tensor:
+        """The encoder, (rows, columns), with a ridge of `ridge` times the number of pairs on each weight."""
+        weight = self.square + self.ridge * self.count * torch.eye(len(self.square))
+        return torch.linalg.solve(weight, self.product)

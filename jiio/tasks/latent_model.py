@@ -1,0 +1,77 @@
+"""What the latent tasks need of a model, and where their solves start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from jiio.deq import DEQ
+from jiio.problem import State
+from jiio.tasks.density import LatentDensity
+
+
+class LatentModel(Protocol):
+    """What the tasks of this module need of a model; `jiio.models.Generator` is one."""
+
+    tangent: Tensor
+    spread: Tensor
+    encoder: Tensor
+    density_weight: Tensor
+    density_mean: Tensor
+    density_precision: Tensor
+    density_log_peak: Tensor
+    residual_variance: Tensor
+
+    def cell(self) -> Callable[[Any, Tensor], Any]:
+        """f(z, x) with weights bound once."""
+        ...
+
+    def decoder(self) -> Callable[[Any], Tensor]:
+        """The readout with weights bound once."""
+        ...
+
+    def linear_decoder(self) -> Callable[[Any], Tensor]:
+        """The linear part of the readout."""
+        ...
+
+    def slope(self, image: Tensor) -> Tensor:
+        """Derivative of the readout's last, element-wise function where it gave `image`."""
+        ...
+
+    def readout(self, z: Any) -> Tensor:
+        """The image of an equilibrium."""
+        ...
+
+    def guess(self, images: Tensor) -> Tensor:
+        """A first guess of the latents of images."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the linear `encoder` sees of images."""
+        ...
+
+    def start(self, x: Tensor) -> Any:
+        """A first z for the latents x."""
+        ...
+
+
+def density(model: LatentModel) -> LatentDensity:
+    """The density of the latents of the model's training images."""
+    return LatentDensity(model.density_weight, model.density_mean, model.density_precision, model.density_log_peak)
+
+
+def start(model: LatentModel, batch: int, *, latent: Tensor | None = None) -> State:
+    """Start at the mean of the model's density, or at `latent` (batch, latent)."""
+    mean = density(model).center()
+    x = mean.expand(batch, -1).clone() if latent is None else latent.to(mean)
+    z = model.start(x)
+    return State(z, tuple(torch.zeros_like(part) for part in z), x)
+
+
+def solve_equilibrium(model: LatentModel, latent: Tensor, *, tol: float = 1e-3) -> Any:
+    """z*(x) of latents (batch, latent), without graph."""
+    with torch.no_grad():
+        return DEQ(model.cell(), tol=tol).solve(latent, model.start(latent)).value
