@@ -1,16 +1,18 @@
 """Optimise the inputs of equilibrium networks at about the price of one inference, and train through it."""
 
-from jiio.constraint import Box, Constraint, Free, Intersection, L2Ball, LinfBall, Simplex
+from jiio.constraint import Box, Constraint, Free, L2Ball, LinfBall, Simplex
 from jiio.curvature import curvature, gauss_newton, inverse_of
 from jiio.deq import DEQ
 from jiio.fixed_point import fixed_point
 from jiio.implicit import implicit
+from jiio.intersection import Intersection
 from jiio.load import load
 from jiio.nested import nested
 from jiio.optimizer import LBFGS, PGD, Adam
-from jiio.precondition import Constant, Diagonal, Falling, Linear, Matrix, Normalized, Scalar, Sign, Step, Switch
+from jiio.precondition import Diagonal, Matrix, Normalized, Scalar, Sign, Step
 from jiio.problem import Problem, State
 from jiio.regularize import jacobian_penalty, spectral_radius
+from jiio.schedule import Constant, Falling, Linear, Switch
 from jiio.solution import ConvergenceWarning, NotConverged, Solution, Status, Work
 from jiio.solve import solve
 from jiio.solver import Anderson, Broyden, Delayed, Picard

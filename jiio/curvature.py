@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
+from jiio.autodiff import pull
 from jiio.constraint import Free, L2Ball, LinfBall
 from jiio.precondition import Matrix, Scalar, Step
 from jiio.problem import Problem
@@ -32,23 +33,23 @@ class Linearization:
             cost = problem.cost(z, x, *problem.context)
             # J^T seed is linear in seed, so differentiating it in seed gives J: no forward mode needed of the user's ops
             self.seeds = [torch.zeros_like(leaf, requires_grad=True) for leaf in self.f]
-            self.pulled = _grad(self.f, self.inputs, self.seeds, create_graph=True)
-            self.cost_gradient = _grad([cost], self.inputs, [torch.ones_like(cost)], create_graph=True)
+            self.pulled = pull(self.f, self.seeds, self.inputs, graph=True)
+            self.cost_gradient = pull([cost], [torch.ones_like(cost)], self.inputs, graph=True)
 
     def push(self, direction: Sequence[Tensor]) -> list[Tensor]:
         """J_z dz + J_x dx, leaf by leaf, of direction = (*dz, dx)."""
         self.work.add(vjp=self.batch)
-        return _grad(self.pulled, self.seeds, direction)
+        return pull(self.pulled, direction, self.seeds, retain=True)
 
     def pull(self, mu: Sequence[Tensor]) -> list[Tensor]:
         """(*J_z^T mu, J_x^T mu)."""
         self.work.add(vjp=self.batch)
-        return _grad(self.f, self.inputs, mu)
+        return pull(self.f, mu, self.inputs, retain=True)
 
     def cost_hessian(self, direction: Sequence[Tensor]) -> list[Tensor]:
         """Second derivative of cost in (z, x) along (*dz, dx)."""
         self.work.add(cost_grad=self.batch)
-        return _grad(self.cost_gradient, self.inputs, direction)
+        return pull(self.cost_gradient, direction, self.inputs, retain=True)
 
     def tangent(self, dx: Tensor) -> list[Tensor]:
         """dz*/dx dx, the fixed point of dz = J_z dz + J_x dx."""
@@ -62,25 +63,6 @@ class Linearization:
             return [p + v for p, v in zip(self.pull(mu)[:-1], v_z, strict=True)]
 
         return self.pull(_linear_fixed_point(adjoint, v_z))[-1] + gradient[-1].detach()
-
-
-def _grad(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[Tensor], *, create_graph: bool = False
-) -> list[Tensor]:
-    used = [(out, seed) for out, seed in zip(outputs, seeds, strict=True) if out.requires_grad]
-    if not used:
-        return [torch.zeros_like(leaf) for leaf in inputs]
-    return list(
-        torch.autograd.grad(
-            [out for out, _ in used],
-            list(inputs),
-            [seed for _, seed in used],
-            create_graph=create_graph,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    )
 
 
 def _linear_fixed_point(F: Callable[[Sequence[Tensor]], list[Tensor]], start: Sequence[Tensor]) -> list[Tensor]:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from jiio import tree
+from jiio.book import Evaluation
 from jiio.constraint import Free
-from jiio.fixed_point import Evaluation, compared, iterate, relative_residual, require_same_form
+from jiio.fixed_point import compared, iterate, relative_residual, require_same_form
 from jiio.precondition import Normalized, Rule, Scalar, Sign, Step
 from jiio.problem import Problem, State
 from jiio.solution import Solution, Work
 from jiio.solver import Anderson, Solver
-from jiio.tree import Tree
+from jiio.tree import Tree, wide
 
 # An iterate's cost is compared with another's only where z is an equilibrium to the tolerance asked for, but never to
 # less than this: a lagging z can make a cost look better than it is.
@@ -157,14 +158,14 @@ class JointMap:
     def _move(
         self, x: Tensor, gradient: Tensor, direction: Tensor, rate: Tensor, cut: float | None
     ) -> tuple[Tensor, Tensor]:
-        change = x - self.problem.constraint.project(x - _wide(rate, x) * direction)
+        change = x - self.problem.constraint.project(x - wide(rate, x) * direction)
         distance = torch.linalg.vector_norm(change.flatten(1), dim=1)
         r_x = distance / (rate * self.problem.constraint.scale).clamp_min(torch.finfo(x.dtype).tiny)
         if cut is not None:
             # on an active constraint the gradient keeps a normal part that hides how its tangential part turns
             probe = gradient if self.symmetric else change
-            share = self.memory.look(probe, change / _wide(rate, x), cut)
-            change = _wide(share, x) * change  # part of the way to a feasible point is feasible
+            share = self.memory.look(probe, change / wide(rate, x), cut)
+            change = wide(share, x) * change  # part of the way to a feasible point is feasible
         return x - change, r_x
 
     @property
@@ -223,10 +224,6 @@ class JointMap:
             mu_floor=self.mu_floor[rows],
             memory=self.memory.select(rows),
         )
-
-
-def _wide(value: Tensor, like: Tensor) -> Tensor:
-    return value.view(-1, *[1] * (like.dim() - 1))
 
 
 def _damped(old: Tree, new: Tree, rate: float) -> Tree:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.fixed_point import Evaluation, compared, iterate
+from jiio.autodiff import pull
+from jiio.book import Evaluation
+from jiio.fixed_point import compared, iterate
 from jiio.joint import InputMemory, JointMap, equilibrium
 from jiio.optimizer import LBFGS, PGD, Adam, Optimizer
 from jiio.precondition import Rule, Scalar, Step
@@ -35,9 +37,9 @@ class _AdjointMap:
 
     def evaluate(self, s: Tree, k: int) -> Evaluation:
         """One vector-Jacobian product."""
-        pulled = torch.autograd.grad(self.outputs, self.z, tree.leaves(s), retain_graph=True, materialize_grads=True)
+        pulled = pull(self.outputs, tree.leaves(s), self.z, retain=True)
         self.work.add(vjp=len(pulled[0]))
-        moved = tree.apply(torch.add, tree.build(s, list(pulled)), self.slope)
+        moved = tree.apply(torch.add, tree.build(s, pulled), self.slope)
         return compared(s, moved)
 
     def project(self, s: Tree) -> Tree:
@@ -63,15 +65,13 @@ def input_gradient(
     with torch.enable_grad():
         outputs = tree.leaves(problem.evaluate(z, x))
         cost = problem.cost(z, x, *problem.context)
-    *slope, slope_x = torch.autograd.grad(
-        [cost], leaves, [torch.ones_like(cost)], retain_graph=True, allow_unused=True, materialize_grads=True
-    )
+    *slope, slope_x = pull([cost], [torch.ones_like(cost)], leaves, retain=True)
     work.add(f=len(x), cost_grad=len(x))
     F = _AdjointMap(outputs, leaves[:-1], tree.build(z, slope), work)
     mu = iterate(F, mu, solver=solver, max_steps=max_steps, tol=(tol,)).value
-    pulled = torch.autograd.grad(outputs, [x], tree.leaves(mu), allow_unused=True, materialize_grads=True)
+    (pulled,) = pull(outputs, tree.leaves(mu), [x])
     work.add(vjp=len(x))
-    return mu, pulled[0] + slope_x, cost.detach()
+    return mu, pulled + slope_x, cost.detach()
 
 
 def nested(

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from jiio.precondition import Constant, Rule, Scalar, Schedule
+from jiio.precondition import Rule, Scalar
+from jiio.schedule import Constant, Schedule
 
 
 class Optimizer(Protocol):

@@ -6,7 +6,6 @@ a preconditioned step finds the wrong point unless both commute, so that is refu
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 
 from jiio.constraint import Box, Constraint, Free
-from jiio.tree import Tree
+from jiio.schedule import Constant, Falling, Schedule
+from jiio.tree import Tree, wide
 
 
 class Rule(Protocol):
@@ -74,7 +74,7 @@ class Scalar(_Fixed):
 
     def direction(self, gradient: Tensor) -> Tensor:
         """scale * g."""
-        return _per_sample(self.scale, gradient) * gradient
+        return wide(self.scale, gradient) * gradient
 
     def check(self, constraint: Constraint) -> None:
         """Commutes with every constraint."""
@@ -99,7 +99,7 @@ class Normalized(_Fixed):
     def direction(self, gradient: Tensor) -> Tensor:
         """g / |g|, 0 where g vanishes."""
         size = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-        return gradient / _per_sample(size.clamp_min(torch.finfo(size.dtype).tiny), gradient)
+        return gradient / wide(size.clamp_min(torch.finfo(size.dtype).tiny), gradient)
 
     def check(self, constraint: Constraint) -> None:
         """Commutes with every constraint."""
@@ -201,66 +201,7 @@ def _require(constraint: Constraint, allowed: tuple[type, ...], name: str) -> No
         )
 
 
-def _per_sample(value: float | Tensor, like: Tensor) -> float | Tensor:
-    return value.view(-1, *[1] * (like.dim() - 1)) if isinstance(value, Tensor) and value.dim() else value
-
-
-Schedule = Callable[[int], float]
 LEAST_MULTIPLIER = 1e-3
-
-
-@dataclass(frozen=True)
-class Constant:
-    """Multiplier 1 at every step."""
-
-    def __call__(self, k: int) -> float:
-        """1."""
-        return 1.0
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Multiplier falling linearly from 1 to `end` over `steps` steps, `end` after."""
-
-    steps: int
-    end: float = 0.0
-
-    def __call__(self, k: int) -> float:
-        """The multiplier of step `k`.
-
-        >>> [Linear(4)(k) for k in range(6)]
-        [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
-        """
-        return 1.0 + (self.end - 1.0) * min(k / self.steps, 1.0)
-
-
-@dataclass(frozen=True)
-class Switch:
-    """Multiplier 1 before step `at`, `factor` from then on (the published recipe's schedule)."""
-
-    at: int
-    factor: float
-
-    def __call__(self, k: int) -> float:
-        """The multiplier of step `k`."""
-        return self.factor if k >= self.at else 1.0
-
-
-@dataclass(frozen=True)
-class Falling:
-    """`start` at first, falling geometrically by `factor` a step towards `end`.
-
-    >>> [round(Falling()(k), 3) for k in (0, 10, 100)]
-    [0.3, 0.137, 0.05]
-    """
-
-    start: float = 0.3
-    end: float = 0.05
-    factor: float = 0.9
-
-    def __call__(self, k: int) -> float:
-        """The value of step `k`."""
-        return self.end + (self.start - self.end) * self.factor**k
 
 
 @dataclass(frozen=True)

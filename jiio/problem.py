@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
+from jiio.autodiff import pull
 from jiio.constraint import Constraint, Free
 from jiio.fixed_point import check_start, require_same_form
 from jiio.tree import Tree
@@ -94,19 +95,10 @@ class Problem:
         # seeding f with mu and cost with 1 is the gradient of the Lagrangian without forming <mu, f - z>
         outputs = [*tree.leaves(fz), cost]
         seeds = [*tree.leaves(state.mu), torch.ones_like(cost)]
-        used = [(out, seed) for out, seed in zip(outputs, seeds, strict=True) if out.requires_grad]
-        inputs = [*tree.leaves(z), x]
-        gradients = torch.autograd.grad(
-            [out for out, _ in used],
-            inputs,
-            [seed for _, seed in used],
-            create_graph=graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        gradients = pull(outputs, seeds, [*tree.leaves(z), x], graph=graph)
         if not graph:
             fz, cost = tree.detach(fz), cost.detach()
-        return Gradients(fz, cost, tree.build(state.z, list(gradients[:-1])), gradients[-1])
+        return Gradients(fz, cost, tree.build(state.z, gradients[:-1]), gradients[-1])
 
     def select(self, rows: Tensor) -> Problem:
         """The problem of the samples `rows`."""

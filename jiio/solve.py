@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
+from jiio.autodiff import pull
 from jiio.curvature import automatic_step
 from jiio.fixed_point import Callback, check_budget, iterate
 from jiio.joint import COMPARABLE, InputMemory, JointMap, equilibrium
@@ -79,10 +80,5 @@ def cost_slope(problem: Problem, state: State, *, work: Work) -> Tensor:
     z = tree.apply(lambda leaf: leaf.detach().requires_grad_(), state.z)
     with torch.enable_grad():
         cost = problem.cost(z, state.x.detach(), *problem.context)
-    tiny = torch.finfo(cost.dtype).tiny
-    if not cost.requires_grad:
-        return torch.full_like(cost, tiny)
-    gradients = torch.autograd.grad(
-        [cost], tree.leaves(z), [torch.ones_like(cost)], allow_unused=True, materialize_grads=True
-    )
-    return tree.norm(tuple(gradients)).clamp_min(tiny)
+    gradients = pull([cost], [torch.ones_like(cost)], tree.leaves(z))
+    return tree.norm(tuple(gradients)).clamp_min(torch.finfo(cost.dtype).tiny)

@@ -111,3 +111,13 @@ def finite(tree: Tree) -> Tensor:
 def detach(tree: Tree) -> Tree:
     """The tree without history."""
     return apply(Tensor.detach, tree)
+
+
+def wide(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number, or one a sample (batch,), in a shape that multiplies `like` (batch, ...).
+
+    >>> wide(torch.ones(3), torch.zeros(3, 2, 2)).shape
+    torch.Size([3, 1, 1])
+    """
+    value = torch.as_tensor(value)
+    return value.view(-1, *[1] * (like.dim() - 1)) if value.dim() else value

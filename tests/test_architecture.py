@@ -10,9 +10,10 @@ import jiio
 ROOT = Path(jiio.__file__).parent
 # A module may import only modules of earlier layers, and others of its own.
 LAYERS = [
-    {"tree"},
+    {"tree", "autodiff", "schedule"},
     {"constraint", "krylov", "solver", "solution"},
-    {"precondition", "fixed_point"},
+    {"precondition", "intersection", "book"},
+    {"fixed_point"},
     {"problem", "optimizer", "regularize"},
     {"joint", "curvature"},
     {"solve"},

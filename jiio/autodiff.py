@@ -1,0 +1,41 @@
+"""One vector-Jacobian product for all of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def pull(
+    outputs: Sequence[Tensor],
+    seeds: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    *,
+    graph: bool = False,
+    retain: bool = False,
+) -> list[Tensor]:
+    """sum_i (d outputs_i / d inputs)^T seeds_i; zeros for an input that no output depends on.
+
+    graph: the result can be differentiated again.  retain: the same outputs can be pulled back once more.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> pull([3 * x, torch.zeros(2)], [torch.ones(2), torch.ones(2)], [x])
+    [tensor([3., 3.])]
+    """
+    # autograd refuses outputs that depend on nothing, such as a cost that ignores z
+    used = [(output, seed) for output, seed in zip(outputs, seeds, strict=True) if output.requires_grad]
+    if not used:
+        return [torch.zeros_like(leaf) for leaf in inputs]
+    return list(
+        torch.autograd.grad(
+            [output for output, _ in used],
+            list(inputs),
+            [seed for _, seed in used],
+            create_graph=graph,
+            retain_graph=graph or retain,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )
