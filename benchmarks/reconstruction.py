@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import time
@@ -29,7 +30,8 @@ from jiio.joint import InputMemory, JointMap
 from jiio.load import find_run, read_config
 from jiio.problem import Problem, State
 from jiio.solution import Work
-from jiio.tasks.generation import reconstruction, reconstruction_step, solve_equilibrium, start
+from jiio.tasks.generation import SOLVER, reconstruction, reconstruction_step
+from jiio.tasks.latent_model import solve_equilibrium, start
 
 BATCH = 64
 SHARES = {"1.5": 1.5, "1.2": 1.2, "1.05": 1.05}
@@ -48,7 +50,8 @@ def candidates(model: Any, average: torch.Tensor, prior: float) -> dict[str, dic
     tolerances = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
     first = Matrix(average, 1.0)
     return {
-        "joint": {f"rate {r}": compare.Joint(joint(r)) for r in rates},
+        "joint": {f"rate {r}": compare.Joint(joint(r), SOLVER) for r in rates},
+        "joint, Picard": {f"rate {r}": compare.Joint(joint(r)) for r in rates},
         "joint, one average matrix": {f"rate {r}": compare.Joint(Step(Matrix(average, r))) for r in rates},
         "joint, plain steps": {f"rate {r}": compare.Joint(Step(Scalar(r, 1 / largest))) for r in rates},
         "joint, Anderson": {f"rate {r}": compare.Joint(joint(r), Anderson(10)) for r in (0.03, 0.05, 0.1, 0.2, 0.3)},
@@ -67,7 +70,9 @@ BUDGETS = {"joint, plain steps": 300, "nested cold Adam": 150, "nested warm Adam
 def step_cost(problem: Problem, step: Step, state: State, repeats: int = 21) -> float:
     """Median time of a joint step over that of a bare forward, VJP and cost gradient."""
     work = Work()
-    F = JointMap(problem, step, torch.ones(len(state.x)), work, 1e-3, InputMemory.fresh(step.rule, state.x))
+    F = JointMap(
+        problem, step, torch.ones(len(state.x)), work, 1e-3, InputMemory.fresh(step.rule, state.x), cut_steps=math.inf
+    )
     s: Any = state
     for k in range(3):
         s = F.evaluate(s, k).next
@@ -97,7 +102,7 @@ def run(name: str, data_dir: str | None, repeats: int) -> dict[str, Any]:
     methods = candidates(model, average, prior)
     starts = [origin, start(model, BATCH, latent=model.guess(test[order]))]
     long = [methods["joint"]["rate 0.1"], methods["nested warm L-BFGS, matrix"]["tol 0.001"]]
-    reference = known_reference(name) or compare.reference_cost(problem, starts, long, steps=400)
+    reference = known_reference(name) or compare.reference_cost(problem, starts, long, steps=600)
     goal = 1.2 * compare.reference_cost(tuning, [start(model, BATCH)], long[:1], steps=200)
     chosen, budgets = {}, {}
     for method, settings in methods.items():

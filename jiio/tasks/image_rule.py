@@ -18,6 +18,7 @@ from jiio.solution import Work
 from jiio.tasks.latent_model import LatentModel, solve_equilibrium
 
 DAMPING = 0.003
+TANGENT_IMAGES = 64
 TANGENTS_AT_ONCE = 4  # samples, times latent size rows
 
 
@@ -129,5 +130,5 @@ def keep(model: LatentModel, statistics: TangentStatistics) -> None:
 
 
 def refit_tangent(model: LatentModel, latent: Tensor) -> None:
-    """Set the model's tangent and its spread from up to 64 latents."""
-    keep(model, tangent_statistics(model, latent[:64]))
+    """Set the model's tangent and its spread from up to `TANGENT_IMAGES` latents."""
+    keep(model, tangent_statistics(model, latent[:TANGENT_IMAGES]))

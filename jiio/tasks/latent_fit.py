@@ -7,19 +7,18 @@ from torch import Tensor
 
 from jiio.tasks.density import LatentDensity
 from jiio.tasks.generation import PRIOR, reconstruct
-from jiio.tasks.image_rule import refit_tangent
+from jiio.tasks.image_rule import TANGENT_IMAGES, refit_tangent
 from jiio.tasks.latent_model import LatentModel
-
-FIRST_STEPS = 60
 
 
 def fit_latents(model: LatentModel, images: Tensor, *, prior: float = PRIOR, latent: Tensor | None = None) -> None:
     """Set the model's buffers from some training images: tangent, encoder, the density of latents, residual variance."""
-    _, first = reconstruct(model, images, prior=prior, latent=latent, max_steps=FIRST_STEPS, on_failure="ignore")
+    few = None if latent is None else latent[:TANGENT_IMAGES]
+    _, first = reconstruct(model, images[:TANGENT_IMAGES], prior=prior, latent=few, on_failure="ignore")
+    # with the tangent at fitted latents the fit of all is quicker and closer
     refit_tangent(model, first.value.x)
-    # with the tangent at the fitted latents the second fit is quicker and closer
-    fitted, second = reconstruct(model, images, prior=prior, latent=first.value.x, on_failure="ignore")
-    x = second.value.x
+    fitted, solution = reconstruct(model, images, prior=prior, latent=latent, on_failure="ignore")
+    x = solution.value.x
     refit_tangent(model, x)
     found = LatentDensity.fit(x, components=len(model.density_weight))
     with torch.no_grad():
