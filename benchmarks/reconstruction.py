@@ -22,7 +22,7 @@ import torch
 
 import jiio
 from jiio import LBFGS, Adam, Anderson, Matrix, Scalar, Step
-from jiio.app import compare
+from jiio.app import compare, methods
 from jiio.app.table import show
 from jiio.curvature import gauss_newton, inverse_of
 from jiio.data import load_images
@@ -38,7 +38,7 @@ SHARES = {"1.5": 1.5, "1.2": 1.2, "1.05": 1.05}
 REFERENCE = Path(__file__).with_name("reference.json")
 
 
-def candidates(model: Any, average: torch.Tensor, prior: float) -> dict[str, dict[str, compare.Method]]:
+def candidates(model: Any, average: torch.Tensor, prior: float) -> dict[str, dict[str, methods.Method]]:
     """Five settings of every method."""
 
     def joint(rate: float) -> Step:
@@ -50,16 +50,16 @@ def candidates(model: Any, average: torch.Tensor, prior: float) -> dict[str, dic
     tolerances = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
     first = Matrix(average, 1.0)
     return {
-        "joint": {f"rate {r}": compare.Joint(joint(r), SOLVER) for r in rates},
-        "joint, Picard": {f"rate {r}": compare.Joint(joint(r)) for r in rates},
-        "joint, one average matrix": {f"rate {r}": compare.Joint(Step(Matrix(average, r))) for r in rates},
-        "joint, plain steps": {f"rate {r}": compare.Joint(Step(Scalar(r, 1 / largest))) for r in rates},
-        "joint, Anderson": {f"rate {r}": compare.Joint(joint(r), Anderson(10)) for r in (0.03, 0.05, 0.1, 0.2, 0.3)},
-        "nested cold Adam": {f"rate {r}": compare.Nested(Adam(r), warm=False) for r in adam},
-        "nested warm Adam": {f"rate {r}": compare.Nested(Adam(r), warm=True, solve_tol=3e-2) for r in adam},
-        "nested warm L-BFGS": {f"tol {t}": compare.Nested(LBFGS(), warm=True, solve_tol=t) for t in tolerances},
+        "joint": {f"rate {r}": methods.Joint(joint(r), SOLVER) for r in rates},
+        "joint, Picard": {f"rate {r}": methods.Joint(joint(r)) for r in rates},
+        "joint, one average matrix": {f"rate {r}": methods.Joint(Step(Matrix(average, r))) for r in rates},
+        "joint, plain steps": {f"rate {r}": methods.Joint(Step(Scalar(r, 1 / largest))) for r in rates},
+        "joint, Anderson": {f"rate {r}": methods.Joint(joint(r), Anderson(10)) for r in (0.03, 0.05, 0.1, 0.2, 0.3)},
+        "nested cold Adam": {f"rate {r}": methods.Nested(Adam(r), warm=False) for r in adam},
+        "nested warm Adam": {f"rate {r}": methods.Nested(Adam(r), warm=True, solve_tol=3e-2) for r in adam},
+        "nested warm L-BFGS": {f"tol {t}": methods.Nested(LBFGS(), warm=True, solve_tol=t) for t in tolerances},
         "nested warm L-BFGS, matrix": {
-            f"tol {t}": compare.Nested(LBFGS(initial=first), warm=True, solve_tol=t) for t in tolerances
+            f"tol {t}": methods.Nested(LBFGS(initial=first), warm=True, solve_tol=t) for t in tolerances
         },
     }
 

@@ -56,7 +56,7 @@ class DEQ(nn.Module):
         with torch.no_grad():
             require_same_form("f", z0, problem.evaluate(z0, x))
         F = EquilibriumMap(problem, x, Work())
-        solution = iterate(F, z0, solver=self.solver, max_steps=self.max_steps, tol=(self.tol,))
+        solution = iterate(F, z0, solver=self.solver, max_steps=self.max_steps, tol=(self.tol,), check_every=1)
         return settle_failure(solution, solution.residual.new_tensor([self.tol]), self.on_failure)
 
     def forward(self, x: Tensor, z0: Tree, *context: Any) -> Tree:

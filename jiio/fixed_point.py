@@ -15,8 +15,8 @@ from jiio.solution import OnFailure, Solution, TracePoint, Work, settle_failure
 from jiio.solver import Anderson, Solver
 from jiio.tree import Tree
 
-# Steps between looks at the residuals. Each look synchronises with the device once; a sample that converges between
-# two looks takes up to three steps too many.
+# Steps between looks at the residuals of a long solve. Each look synchronises with the device once; a sample that converges
+# between two looks takes up to three steps too many. A solve of z or mu alone takes some five steps and looks at each.
 CHECK_EVERY = 4
 Callback = Callable[[int, Tree, "Evaluation"], None]
 
@@ -146,6 +146,7 @@ def iterate(
     tol: tuple[float, ...],
     callback: Callback | None = None,
     trace: bool = False,
+    check_every: int = CHECK_EVERY,
 ) -> Solution[Any]:
     """Iterate `F` from `start`. The returned iterate of a sample is always one that was evaluated itself.
 
@@ -164,11 +165,11 @@ def iterate(
         if callback is not None:
             callback(k, s, now)
         last = k == max_steps - 1
-        if (last or k % CHECK_EVERY == 0) and book.record(k, F, s, now, last=last):
+        if (last or k % check_every == 0) and book.record(k, F, s, now, last=last):
             break
         s, memory = solver.step(memory, k, s, now.next)
         s = F.project(s)
-        if F.compactable and k % CHECK_EVERY == 0 and (rows := book.compaction()) is not None:
+        if F.compactable and k % check_every == 0 and (rows := book.compaction()) is not None:
             s, memory, F = tree.select(s, rows), tree.select(memory, rows), F.select(rows)
     return Solution(
         book.value, book.residual, whole.blocks, book.merit, book.status, book.steps, work, whole, tuple(points)

@@ -75,7 +75,7 @@ def equilibrium(
 ) -> Solution[Tree]:
     """z = f(z, x) at fixed x from the guess `z`, to relative residual `tol`, best effort."""
     F = EquilibriumMap(problem, x.detach(), work)
-    return iterate(F, z, solver=solver, max_steps=max_steps, tol=(tol,))
+    return iterate(F, z, solver=solver, max_steps=max_steps, tol=(tol,), check_every=1)
 
 
 class InputMemory:

@@ -56,10 +56,11 @@ class _AdjointMap:
 
 
 def input_gradient(
-    problem: Problem, z: Tree, mu: Tree, x: Tensor, *, work: Work, tol: float, max_steps: int = 60,
+    problem: Problem, z: Tree, mu: Tree | None, x: Tensor, *, work: Work, tol: float, max_steps: int = 60,
     solver: Solver = Anderson(),
 ) -> tuple[Tree, Tensor, Tensor]:  # fmt: skip
-    """(mu, dcost(z*(x), x)/dx, cost) at an equilibrium `z`: one cost gradient, one forward, an adjoint solve from `mu`."""
+    """(mu, dcost(z*(x), x)/dx, cost) at an equilibrium `z`: one cost gradient, one forward, an adjoint solve from `mu`,
+    or from dcost/dz, which is one evaluation further than 0."""
     leaves = [leaf.detach().requires_grad_() for leaf in (*tree.leaves(z), x)]
     z, x = tree.build(z, leaves[:-1]), leaves[-1]
     with torch.enable_grad():
@@ -68,7 +69,7 @@ def input_gradient(
     *slope, slope_x = pull([cost], [torch.ones_like(cost)], leaves, retain=True)
     work.add(f=len(x), cost_grad=len(x))
     F = _AdjointMap(outputs, leaves[:-1], tree.build(z, slope), work)
-    mu = iterate(F, mu, solver=solver, max_steps=max_steps, tol=(tol,)).value
+    mu = iterate(F, F.slope if mu is None else mu, solver=solver, max_steps=max_steps, tol=(tol,), check_every=1).value
     (pulled,) = pull(outputs, tree.leaves(mu), [x])
     work.add(vjp=len(x))
     return mu, pulled + slope_x, cost.detach()
@@ -89,9 +90,9 @@ def nested(
 ) -> Solution[State]:
     """Minimise cost(z*(x), x) by `rounds` steps of an outer optimiser, z and mu solved to `solve_tol` before each.
 
-    warm: start each solve at the last one's z and mu, instead of at the start's. The returned x of a sample is the best
-    one met. `callback(round, state, work)` sees each solved state. The residuals are those of `solve`, measured once at
-    the end; a baseline that ran its rounds is usually BUDGET, so failure is not reported unless asked.
+    warm: start each solve at the last one's z and mu, instead of at the start's z and at dcost/dz. The returned x of a
+    sample is the best one met. `callback(round, state, work)` sees each solved state. The residuals are those of `solve`,
+    measured once at the end; a baseline that ran its rounds is usually BUDGET, so failure is not reported unless asked.
     """
     problem.check(start)
     if rounds < 1:
@@ -101,7 +102,7 @@ def nested(
     x, memory = problem.constraint.project(start.x.detach()), optimizer.init(start.x)
     state, best, best_cost = start, start, start.x.new_full((len(x),), torch.inf)
     for k in range(rounds):
-        z0, mu0 = (state.z, state.mu) if warm else (start.z, start.mu)
+        z0, mu0 = (state.z, state.mu) if warm and k else (start.z, None)
         solved = equilibrium(problem, z0, x, work=work, tol=solve_tol, solver=solver)
         mu, gradient, cost = input_gradient(problem, solved.value, mu0, x, work=work, tol=solve_tol, solver=solver)
         state = State(solved.value, mu, x)

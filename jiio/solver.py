@@ -70,10 +70,9 @@ class Picard:
 
 
 class _AndersonMemory(NamedTuple):
-    residuals: Tensor  # (batch, history, n), every leaf divided by its first residual's norm
+    residuals: Tensor  # (batch, history, n), F(s) - s
     values: Tensor  # (batch, history, n), F(s)
     gram: Tensor  # (batch, history, history), inner products of residuals, in double precision
-    weights: Tensor  # (batch, leaves), what residuals were multiplied with
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,9 @@ class Anderson:
     """Anderson mixing of type II (Walker and Ni 2011) of each sample on its own.
 
     The next iterate is sum_i a_i F(s_i), where a minimises |sum_i a_i (F(s_i) - s_i)| with sum_i a_i = 1 over the last
-    `history` iterates. Residuals of the leaves are scaled to equal size at the start, and the normalised Gram matrix
-    gets a relative `ridge` above rounding (None: 1e-6 in float32, 1e-13 in float64). Memory: 2 history + 2 states.
+    `history` iterates. The normalised Gram matrix gets a relative `ridge` above rounding (None: 1e-6 in float32, 1e-13 in
+    float64). Leaves are not rescaled: a coarse scale of mu whose first residual is near 0 would then outweigh all others,
+    which cost an adjoint solve from 0 five of its ten steps. Memory: 2 history + 2 states.
     """
 
     history: int = 5
@@ -99,13 +99,11 @@ class Anderson:
         batch, n = parts[0].shape[0], sum(part[0].numel() for part in parts)
         buffers = [parts[0].new_zeros(batch, self.history, n) for _ in range(2)]
         gram = parts[0].new_zeros(batch, self.history, self.history, dtype=torch.float64)
-        return _AndersonMemory(buffers[0], buffers[1], gram, parts[0].new_ones(batch, len(parts)))
+        return _AndersonMemory(buffers[0], buffers[1], gram)
 
     def step(self, memory: _AndersonMemory, k: int, s: Tree, fs: Tree) -> tuple[Tree, _AndersonMemory]:
         """Write one slot of the ring, one row of the Gram matrix, and mix."""
         slot, used = k % self.history, min(k + 1, self.history)
-        if k == 0:
-            memory = memory._replace(weights=_equal_weights(s, fs))
         _write(memory, slot, s, fs)
         row = torch.einsum("bhn,bn->bh", memory.residuals[:, :used], memory.residuals[:, slot]).double()
         memory.gram[:, slot, :used] = row
@@ -123,22 +121,13 @@ class Anderson:
         return (mixing / mixing.sum(1, keepdim=True)).to(dtype)
 
 
-def _equal_weights(s: Tree, fs: Tree) -> Tensor:
-    norms = torch.stack([tree.norm(b - a) for a, b in zip(tree.leaves(s), tree.leaves(fs), strict=True)], dim=1)
-    # a leaf that starts at its fixed point is not weighed up beyond the others
-    floor = 1e-3 * norms.amax(1, keepdim=True)
-    return 1 / torch.maximum(norms, floor).clamp_min(torch.finfo(norms.dtype).tiny ** 0.5)
-
-
 def _write(memory: _AndersonMemory, slot: int, s: Tree, fs: Tree) -> None:
     offset = 0
-    for index, (a, b) in enumerate(zip(tree.leaves(s), tree.leaves(fs), strict=True)):
+    for a, b in zip(tree.leaves(s), tree.leaves(fs), strict=True):
         size = a[0].numel()
         part = slice(offset, offset + size)
         memory.values[:, slot, part] = b.flatten(1)
-        residual = memory.residuals[:, slot, part]
-        torch.sub(b.flatten(1), a.flatten(1), out=residual)
-        residual.mul_(memory.weights[:, index : index + 1])
+        torch.sub(b.flatten(1), a.flatten(1), out=memory.residuals[:, slot, part])
         offset += size
 
 

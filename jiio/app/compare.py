@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,66 +16,12 @@ import torch
 from torch import Tensor
 
 from jiio import tree
+from jiio.app.methods import Method
 from jiio.joint import equilibrium
-from jiio.nested import nested
-from jiio.optimizer import Optimizer
-from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.solution import Work
-from jiio.solve import solve
-from jiio.solver import Picard, Solver
 
-NEVER_CONVERGED = 1e-12  # a tolerance that no sample meets, so that every step of a comparison is done for all
 RESOLVE_TOL = 1e-5
-
-
-@dataclass(frozen=True)
-class Joint:
-    """The joint solve with an input step and a solver."""
-
-    step: Step | None
-    solver: Solver = Picard()
-
-    def run(self, problem: Problem, start: State, steps: int, watch: Callable[[int, Tensor], None] | None) -> Work:
-        """`steps` + 1 evaluations, so that the last iterate has taken `steps` steps; `watch(step, x)` sees each."""
-        callback = None if watch is None else (lambda k, s, now: watch(k, s.x))
-        solution = solve(
-            problem,
-            start,
-            step=self.step,
-            solver=self.solver,
-            max_steps=steps + 1,
-            tol=NEVER_CONVERGED,
-            on_failure="ignore",
-            callback=callback,
-        )
-        return solution.work
-
-
-@dataclass(frozen=True)
-class Nested:
-    """Full solves before each step of an outer optimiser."""
-
-    optimizer: Optimizer
-    warm: bool
-    solve_tol: float = 1e-2
-
-    def run(self, problem: Problem, start: State, steps: int, watch: Callable[[int, Tensor], None] | None) -> Work:
-        """`steps` + 1 rounds."""
-        callback = None if watch is None else (lambda k, s, work: watch(k, s.x))
-        solution = nested(
-            problem,
-            start,
-            optimizer=self.optimizer,
-            rounds=steps + 1,
-            warm=self.warm,
-            solve_tol=self.solve_tol,
-            callback=callback,
-        )
-        return solution.work
-
-
-Method = Joint | Nested
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jiio.app import compare, evaluate
+from jiio.app import compare, evaluate, methods
 from jiio.app.progress import steps_bar
 from jiio.app.run_folder import RunFolder
 from jiio.app.table import console
@@ -77,8 +77,8 @@ def speed(model: Generator, train: Tensor, test: Tensor, *, prior: float) -> dic
             reconstruction(model, images[:count], prior=prior) for images, count in ((train, TUNED), (test, COMPARED))
         )
     first, origin = start(model, TUNED), start(model, COMPARED)
-    tuned, joint = (compare.Joint(reconstruction_step(model, count, prior=prior)) for count in (TUNED, COMPARED))
-    adams: dict[str, compare.Method] = {f"Adam {rate}": compare.Nested(Adam(rate), warm=False) for rate in ADAM_RATES}
+    tuned, joint = (methods.Joint(reconstruction_step(model, count, prior=prior)) for count in (TUNED, COMPARED))
+    adams: dict[str, methods.Method] = {f"Adam {rate}": methods.Nested(Adam(rate), warm=False) for rate in ADAM_RATES}
     goal = 1.2 * compare.reference_cost(tuning, [first], [tuned], steps=150)
     best = adams[compare.tune(adams, tuning, first, target=goal, steps=60)]
     target = 1.2 * compare.reference_cost(problem, [origin], [joint], steps=300)

@@ -190,7 +190,7 @@ FINAL_SHARE, FINAL_STEPS = 0.1, 100
 # Adam turns the latent map by a tenth or so in as many steps, and preconditioned steps overshoot on stale tangents; a few
 # images often are worth more than many seldom.
 REFRESH_IMAGES = 4
-FITTED_IMAGES = 6000
+FITTED_IMAGES = 4096
 REFRESH_WEIGHT = 0.3
 ENCODER_DECAY = 0.98  # of a batch's weight at each later one: some 3000 images count
 

@@ -10,6 +10,8 @@ from jiio.tasks.generation import PRIOR, reconstruct
 from jiio.tasks.image_rule import TANGENT_IMAGES, refit_tangent
 from jiio.tasks.latent_model import LatentModel
 
+FIT_BATCH = 256  # images solved at once
+
 
 def fit_latents(model: LatentModel, images: Tensor, *, prior: float = PRIOR, latent: Tensor | None = None) -> None:
     """Set the model's buffers from some training images: tangent, encoder, the density of latents, residual variance."""
@@ -17,15 +19,19 @@ def fit_latents(model: LatentModel, images: Tensor, *, prior: float = PRIOR, lat
     _, first = reconstruct(model, images[:TANGENT_IMAGES], prior=prior, latent=few, on_failure="ignore")
     # with the tangent at fitted latents the fit of all is quicker and closer
     refit_tangent(model, first.value.x)
-    fitted, solution = reconstruct(model, images, prior=prior, latent=latent, on_failure="ignore")
-    x = solution.value.x
+    x, error = torch.empty(len(images), first.value.x.shape[1]).to(first.value.x), 0.0
+    for rows in torch.arange(len(images)).split(FIT_BATCH):
+        begin = None if latent is None else latent[rows]
+        fitted, solution = reconstruct(model, images[rows], prior=prior, latent=begin, on_failure="ignore")
+        x[rows] = solution.value.x
+        error += float((fitted - images[rows]).square().sum())
     refit_tangent(model, x)
     found = LatentDensity.fit(x, components=len(model.density_weight))
     with torch.no_grad():
         encoder = Ridge(model.features(images[:1]).shape[1], x.shape[1])
         encoder.add(model.features(images), x)
         model.encoder.copy_(encoder.solve())
-        model.residual_variance.copy_((fitted - images).square().mean())
+        model.residual_variance.fill_(error / images.numel())
         for name, value in found._asdict().items():
             getattr(model, f"density_{name}").copy_(value)
 

@@ -1,0 +1,150 @@
+"""The contenders of a comparison: ways to minimise cost(z*(x), x) over x, all run for a given number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from jiio import tree
+from jiio.nested import nested
+from jiio.optimizer import LBFGS, Optimizer
+from jiio.precondition import Step
+from jiio.problem import Problem, State
+from jiio.solution import Work
+from jiio.solve import solve
+from jiio.solver import Picard, Solver
+
+# Tolerances of mu and x that no sample meets, so that every step of a comparison is done for all; that of z is as usual,
+# since z catches up to it at the end.
+NEVER_CONVERGED = (1e-3, 1e-12, 1e-12)
+SOLVE_STEPS = 60
+Watch = Callable[[int, Tensor], None]
+
+
+class Method(Protocol):
+    """What a comparison needs of a contender."""
+
+    def run(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> Work:
+        """`steps` steps of x; `watch(k, x)` sees x after k of them, k = 0, ..., `steps`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The joint solve with an input step (None: automatic) and a solver."""
+
+    step: Step | None
+    solver: Solver = Picard()
+
+    def run(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> Work:
+        """`steps` + 1 evaluations, the last of which measures."""
+        return self.states(problem, start, steps, watch)[0]
+
+    def states(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> tuple[Work, State]:
+        """The work, and the state that was reached."""
+        callback = None if watch is None else (lambda k, s, now: watch(k, s.x))
+        solution = solve(
+            problem,
+            start,
+            step=self.step,
+            solver=self.solver,
+            max_steps=steps + 1,
+            tol=NEVER_CONVERGED,
+            on_failure="ignore",
+            callback=callback,
+        )
+        return solution.work, solution.value
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Full solves to `solve_tol` before each step of an outer optimiser."""
+
+    optimizer: Optimizer
+    warm: bool
+    solve_tol: float = 1e-2
+
+    def run(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> Work:
+        """`steps` + 1 rounds, the last of which measures."""
+        callback = None if watch is None else (lambda k, s, work: watch(k, s.x))
+        solution = nested(
+            problem,
+            start,
+            optimizer=self.optimizer,
+            rounds=steps + 1,
+            warm=self.warm,
+            solve_tol=self.solve_tol,
+            callback=callback,
+        )
+        return solution.work
+
+
+@dataclass(frozen=True)
+class Handover:
+    """`after` joint steps, then warm nested L-BFGS from where they ended."""
+
+    joint: Joint
+    optimizer: LBFGS
+    after: int = 20
+    solve_tol: float = 3e-2
+
+    def run(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> Work:
+        """Joint steps while `steps` allows no more, rounds of the nested method for the rest."""
+        work, state = self.joint.states(problem, start, min(steps, self.after), watch)
+        if steps <= self.after:
+            return work
+        shifted = None if watch is None else (lambda k, x: watch(k + self.after, x) if k else None)
+        rest = Nested(self.optimizer, warm=True, solve_tol=self.solve_tol)
+        spent = rest.run(problem, state, steps - self.after, shifted)
+        return Work(work.f + spent.f, work.vjp + spent.vjp, work.cost_grad + spent.cost_grad)
+
+
+@dataclass(frozen=True)
+class TorchDEQ:
+    """The nested loop that a user writes on TorchDEQ 0.1.0: its Anderson solver, its implicit gradient, torch's Adam.
+
+    Solves start cold, as its examples do.  ImportError where torchdeq is not installed.
+    """
+
+    rate: float
+    solve_tol: float = 1e-2
+
+    def run(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> Work:
+        """`steps` + 1 rounds, counted by hooks on f."""
+        from torchdeq import get_deq
+
+        work, x = Work(), start.x.clone().requires_grad_()
+        tolerance = {"f_tol": self.solve_tol, "b_tol": self.solve_tol, "f_stop_mode": "rel", "b_stop_mode": "rel"}
+        budget = {"f_max_iter": SOLVE_STEPS, "b_max_iter": SOLVE_STEPS}
+        deq: Any = get_deq(ift=True, f_solver="anderson", b_solver="anderson", **tolerance, **budget)
+        optimizer = torch.optim.Adam([x], lr=self.rate)
+        for k in range(steps + 1):
+            if watch is not None:
+                watch(k, x.detach())
+            found, _ = deq(_counted(problem, x, start, work), list(tree.leaves(start.z)))
+            cost = problem.cost(tree.build(start.z, list(found[-1])), x, *problem.context)
+            optimizer.zero_grad()
+            cost.sum().backward()
+            work.add(cost_grad=len(x))
+            optimizer.step()
+            with torch.no_grad():
+                x.copy_(problem.constraint.project(x))
+        return work
+
+
+def _counted(problem: Problem, x: Tensor, start: State, work: Work) -> Callable[..., list[Tensor]]:
+    def pulled(gradient: Tensor) -> None:
+        work.add(vjp=len(x))
+
+    def f(*z: Tensor) -> list[Tensor]:
+        work.add(f=len(x))
+        out = tree.leaves(problem.evaluate(tree.build(start.z, list(z)), x))
+        if out[0].requires_grad:
+            out[0].register_hook(pulled)
+        return out
+
+    return f
