@@ -19,7 +19,8 @@ lint: .venv/.dev
 	$(BIN)/pyright
 
 bench: .venv/.runtime
-	$(BIN)/python benchmarks/reconstruction.py
+	$(PIP) -e '.[torchdeq]'
+	$(BIN)/jiio bench
 
 docs: .venv/.runtime
 	$(PIP) -e '.[docs]'

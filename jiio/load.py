@@ -15,6 +15,7 @@ from jiio.models import Generator, GeneratorConfig, generator
 
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
+REFERENCE = "reference.json"
 
 
 def packaged() -> list[str]:
@@ -44,6 +45,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "model" not in config:
         raise ValueError(f"{folder / CONFIG} does not describe a model")
     return config
+
+
+def read_reference(folder: Path) -> dict[str, float]:
+    """Best known costs of the run's benchmark batches by problem, empty where none were kept."""
+    file = folder / REFERENCE
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def load(run: str | Path, *, device: str | torch.device = "cpu") -> Generator:

@@ -110,7 +110,7 @@ def train_generation(options: TrainGeneration) -> dict[str, Any]:
     trainer, config = make_trainer(
         options.data,
         training,
-        data_dir=_text(options.data_dir),
+        data_dir=text(options.data_dir),
         latent=options.latent,
         cell=options.cell,
         size=options.size,
@@ -156,8 +156,8 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
 
     if options.images < 0 or options.draws < 1:
         raise UserError(f"--images must not be negative and --draws at least 1: {options.images}, {options.draws}")
-    folder, model, config = _open(options.run, options.device)
-    train, test = (_images(config, split, options.data_dir) for split in ("train", "test"))
+    folder, model, config = open_generator(options.run, options.device)
+    train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
     chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[: options.images or len(test)]
     test, prior = test[chosen], config.get("training", {}).get("prior", PRIOR)
     with images_bar("evaluating", total=evaluation.evaluated_images(len(test), options.draws)) as watch:
@@ -205,7 +205,7 @@ def restore(options: Restore) -> dict[str, Any]:
         raise UserError(f"--noise must not be negative, got {options.noise}")
     if options.damage and (options.mask or options.noise):
         raise UserError("--damage is for clean files, --mask and --noise for damaged ones: give one or the other")
-    _, model, _ = _open(options.run, options.device)
+    _, model, _ = open_generator(options.run, options.device)
     device = options.device
     with user_input():
         images = read_images(options.images, model)
@@ -245,8 +245,8 @@ def diagnose(options: Diagnose) -> dict[str, Any]:
     from jiio.app.diagnose import describe
     from jiio.app.diagnose import diagnose as run
 
-    folder, model, config = _open(options.run, options.device)
-    images = _images(config, "test", options.data_dir)[: options.images]
+    folder, model, config = open_generator(options.run, options.device)
+    images = images_of(config, "test", options.data_dir)[: options.images]
     writable = (folder / "metrics.jsonl").exists()
     picture = options.picture or (folder if writable else Path(".")) / "diagnose.png"
     result = run(
@@ -258,7 +258,8 @@ def diagnose(options: Diagnose) -> dict[str, Any]:
     return result
 
 
-def _open(run: str, device: str) -> tuple[Path, Generator, dict[str, Any]]:
+def open_generator(run: str, device: str) -> tuple[Path, Generator, dict[str, Any]]:
+    """(folder, model, configuration) of a generator's run; `UserError` for another one."""
     with user_input():
         folder = find_run(run)
         config = read_config(folder)
@@ -267,11 +268,13 @@ def _open(run: str, device: str) -> tuple[Path, Generator, dict[str, Any]]:
         return folder, load(folder, device=device), config
 
 
-def _images(config: dict[str, Any], split: Literal["train", "test"], data_dir: Path | None) -> torch.Tensor:
+def images_of(config: dict[str, Any], split: Literal["train", "test"], data_dir: Path | None) -> torch.Tensor:
+    """The images that a generator's run was trained on, or its test images."""
     channels = config["model"]["image_shape"][0]
     with user_input():
-        return load_images(config["data"], split, root=_text(data_dir), size=config.get("size"), channels=channels)
+        return load_images(config["data"], split, root=text(data_dir), size=config.get("size"), channels=channels)
 
 
-def _text(path: Path | None) -> str | None:
+def text(path: Path | None) -> str | None:
+    """A path as a string."""
     return None if path is None else str(path)

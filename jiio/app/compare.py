@@ -27,12 +27,15 @@ RESOLVE_TOL = 1e-5
 @dataclass(frozen=True)
 class Row:
     """One method at one target. f, vjp, cost_grad: evaluations a sample; work: these weighted by their measured prices,
-    f = 1. `steps` is None where the target was not reached within the budget."""
+    f = 1. seconds is a median of `repeats` runs, fastest and slowest their range. `steps` is None where the target was not
+    reached within the budget."""
 
     method: str
     target: float
     steps: int | None
     seconds: float | None
+    fastest: float | None
+    slowest: float | None
     f: float | None
     vjp: float | None
     cost_grad: float | None
@@ -117,7 +120,7 @@ def compare(
     for name in methods:
         for i, target in enumerate(targets.values()):
             if (name, i) not in work:
-                rows.append(Row(name, target, None, None, None, None, None, None, 0))
+                rows.append(Row(name, target, *[None] * 8, repeats=0))
                 continue
             spent, batch = work[name, i], len(start.x)
             rows.append(
@@ -126,6 +129,8 @@ def compare(
                     target,
                     needed[name][i],
                     statistics.median(seconds[name, i]),
+                    min(seconds[name, i]),
+                    max(seconds[name, i]),
                     spent.f / batch,
                     spent.vjp / batch,
                     spent.cost_grad / batch,

@@ -33,7 +33,7 @@ def image_grid(rows: Sequence[tuple[str, Tensor, Sequence[str] | None]], path: P
         line[0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center", labelpad=8)
     if title:
         figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def curves(
@@ -56,10 +56,11 @@ def curves(
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3, which="both", linewidth=0.5)
     axis.legend(fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(path, dpi=130)

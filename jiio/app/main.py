@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import tyro
 
-from jiio.app import commands
+from jiio.app import commands, commands_bench
 from jiio.app.run_folder import UserError, write_json
 
 
@@ -27,6 +27,7 @@ COMMANDS = {
     "train generation": Command(commands.TrainGeneration, commands.train_generation, "train a generator of images"),
     "evaluate": Command(commands.Evaluate, commands.evaluate, "reconstruction and restoration of test images"),
     "restore": Command(commands.Restore, commands.restore, "restore your own image files"),
+    "bench": Command(commands_bench.Bench, commands_bench.bench, "compare the joint solve with every alternative"),
     "diagnose": Command(commands.Diagnose, commands.diagnose, "why does the inner solve (not) converge"),
 }
 

@@ -1,0 +1,133 @@
+"""`jiio bench`: work and time of every method to the same re-solved costs, on trained models."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from jiio.app import compare
+from jiio.app.methods import Method
+from jiio.joint import InputMemory, JointMap
+from jiio.precondition import Step
+from jiio.problem import Problem, State
+from jiio.solution import Work
+
+SHARES = {"1.5": 1.5, "1.2": 1.2, "1.05": 1.05}
+STEPS = 120  # of a method at most
+TUNING_STEPS = 60
+Settings = dict[str, Method]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of one problem: where all methods start, and the model's joint step for it as a function of the rate."""
+
+    problem: Problem
+    origin: State
+    step: Callable[[float], Step]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem on one model: a batch to tune on, a batch to measure on, a single sample for the cost of a step.
+
+    contenders: every method on a batch, each with the settings that it chooses from on the tuning batch; "joint" has its
+    default alone.  long: the long runs whose best, sample by sample, is the reference.
+    """
+
+    problem: str
+    model: str
+    tuning: Batch
+    measured: Batch
+    single: Batch
+    contenders: Callable[[Batch], dict[str, Settings]]
+    long: Callable[[Batch], Sequence[Method]]
+
+
+def run_case(case: Case, *, reference: float, repeats: int, watch: Callable[[str], None]) -> dict[str, Any]:
+    """Rows of every method to every target, work and time over those of the joint solve, and the cost of a joint step."""
+    tuned, chosen = case.contenders(case.tuning), case.contenders(case.measured)
+    watch(f"{case.problem}: reference of the tuning batch")
+    goal = share_of(reference_cost(case, case.tuning, steps=100), 1.2)
+    methods: dict[str, Method] = {}
+    settings_chosen: dict[str, str] = {}
+    for name, settings in tuned.items():
+        watch(f"{case.problem}: tuning {name}")
+        best = next(iter(settings))
+        if len(settings) > 1:
+            best = compare.tune(settings, case.tuning.problem, case.tuning.origin, target=goal, steps=TUNING_STEPS)
+        methods[name], settings_chosen[name] = chosen[name][best], best
+    watch(f"{case.problem}: comparing {len(methods)} methods")
+    targets = {key: share_of(reference, share) for key, share in SHARES.items()}
+    rows, prices = compare.compare(
+        methods, case.measured.problem, case.measured.origin, targets=targets,
+        budgets=dict.fromkeys(methods, STEPS), repeats=repeats,
+    )  # fmt: skip
+    share = {target: key for key, target in targets.items()}
+    named = [
+        {"problem": case.problem, "model": case.model, "share": share[row["target"]]} | row
+        for row in compare.as_json(rows)
+    ]
+    return {
+        "problem": case.problem,
+        "model": case.model,
+        "reference_cost": reference,
+        "rows": named,
+        "settings": settings_chosen,
+        "summary": summary(named),
+        "prices": {"f": prices.f, "vjp": prices.vjp, "cost_grad": prices.cost_grad},
+        "step_cost": {str(len(b.origin.x)): step_cost(b) for b in (case.single, case.measured)},
+    }
+
+
+def share_of(reference: float, share: float) -> float:
+    """The target at `share` times the reference; of a loss that is maximised, whose cost is negative, the `share`-th part.
+
+    >>> share_of(2.0, 1.5), share_of(-3.0, 1.5)
+    (3.0, -2.0)
+    """
+    return reference * share if reference >= 0 else reference / share
+
+
+def reference_cost(case: Case, batch: Batch, *, steps: int = 600) -> float:
+    """The best known mean cost: each sample's best of long runs of several methods."""
+    return compare.reference_cost(batch.problem, [batch.origin], list(case.long(batch)), steps=steps)
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Ratios baseline / joint at the hardest target that both reach; None where there is none."""
+    found: dict[str, float | None] = {}
+    for kind in ("cold", "warm"):
+        for unit in ("seconds", "work"):
+            found[f"{kind}_{unit}_ratio"] = None
+            for share in SHARES:  # the last one that counts is the hardest
+                at = {row["method"]: row[unit] for row in rows if row["share"] == share and row["reached"]}
+                others = [at[name] for name in at if name.startswith(f"nested {kind}")]
+                if "joint" in at and others:
+                    found[f"{kind}_{unit}_ratio"] = min(others) / at["joint"]
+    return found
+
+
+def step_cost(batch: Batch, repeats: int = 21) -> float:
+    """Median time of a joint step over that of a bare forward, VJP of f and cost gradient, interleaved."""
+    step, s = batch.step(0.3), batch.origin
+    F = JointMap(
+        batch.problem, step, torch.ones(len(s.x)), Work(), 1e-3, InputMemory.fresh(step.rule, s.x), cut_steps=math.inf
+    )
+    for k in range(3):
+        s = F.evaluate(s, k).next
+    joint, bare = [], []
+    for k in range(repeats):
+        began = time.perf_counter()
+        F.evaluate(s, k)
+        middle = time.perf_counter()
+        compare.bare_step(batch.problem, s)
+        joint.append(middle - began)
+        bare.append(time.perf_counter() - middle)
+    return statistics.median(joint) / statistics.median(bare)

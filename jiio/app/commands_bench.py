@@ -1,0 +1,82 @@
+"""`jiio bench`."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from jiio.app.bench import Case, reference_cost, run_case
+from jiio.app.bench_cases import generator_cases
+from jiio.app.bench_report import as_report, figure, show_result
+from jiio.app.commands import Common, images_of, open_generator
+from jiio.app.run_folder import UserError, user_input, write_json
+from jiio.app.table import console
+from jiio.load import REFERENCE, find_run, packaged, read_reference
+from jiio.tasks.generation import PRIOR
+
+Positional = tyro.conf.Positional
+QUICK = "digits-"  # packaged models that a bench without arguments takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Common):
+    """Compare the joint solve with every alternative on this machine: work and time to the same re-solved cost.
+
+    Examples: jiio bench
+              jiio bench --full --data-dir DATA
+              jiio bench runs/my-generator
+    """
+
+    runs: Positional[tuple[str, ...]] = ()
+    """Run folders or names of packaged models; the digits models of the package by default."""
+    full: bool = False
+    """All models of the package."""
+    data_dir: Path | None = None
+    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
+    repeats: int = 5
+    """Timed runs of every method, interleaved."""
+    threads: int = 1
+    """CPU threads."""
+    picture: Path = Path("runs/bench/bench.png")
+    """Where the figure goes."""
+    keep_reference: bool = False
+    """Search the best known costs anew (minutes) and keep them in the run's reference.json."""
+
+
+def bench(options: Bench) -> dict[str, Any]:
+    """`jiio bench`."""
+    if options.repeats < 1:
+        raise UserError(f"--repeats must be at least 1, got {options.repeats}")
+    runs = options.runs or tuple(name for name in packaged() if options.full or name.startswith(QUICK))
+    results = []
+    for run in runs:
+        with user_input():
+            folder = find_run(run)
+        kept = read_reference(folder)
+        for case in cases(run, options):
+            with console.status(case.problem) as status:
+                if options.keep_reference or case.problem not in kept:
+                    status.update(f"{case.problem}: the best known cost, by long runs")
+                    kept[case.problem] = reference_cost(case, case.measured)
+                results.append(
+                    run_case(case, reference=kept[case.problem], repeats=options.repeats, watch=status.update)
+                )
+            show_result(results[-1])
+        if options.keep_reference:
+            write_json(folder / REFERENCE, kept)
+    console.print(f"figure: {figure(results, options.picture)}")
+    machine = {"processor": platform.machine(), "torch": torch.__version__, "threads": options.threads}
+    return as_report(results, machine)
+
+
+def cases(run: str, options: Bench) -> Iterator[Case]:
+    """The problems of a run."""
+    _, model, config = open_generator(run, options.device)
+    train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
+    yield from generator_cases(run, model, train, test, prior=config.get("training", {}).get("prior", PRIOR))
