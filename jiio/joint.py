@@ -88,8 +88,8 @@ class InputMemory:
     RECOVERY = 1.02
     AVERAGE = 0.5
 
-    def __init__(self, rule: Rule, factor: Tensor, direction: Tensor):
-        self.rule, self.factor, self.direction = rule, factor, direction
+    def __init__(self, rule: Rule, factor: Tensor, direction: Tensor, last: Tensor | None = None):
+        self.rule, self.factor, self.direction, self.last = rule, factor, direction, last
 
     @classmethod
     def fresh(cls, rule: Rule, x: Tensor) -> InputMemory:
@@ -104,9 +104,19 @@ class InputMemory:
         self.direction = torch.lerp(direction, self.direction, self.AVERAGE)
         return share
 
+    def ahead(self, direction: Tensor, lookahead: float) -> Tensor:
+        """`direction` moved on by `lookahead` times its change since the last step."""
+        last, self.last = self.last, direction
+        return direction if last is None else direction + lookahead * (direction - last)
+
+    def copy(self) -> InputMemory:
+        """The memory for one more measurement, without a say in the solve's own."""
+        return InputMemory(self.rule, self.factor, self.direction, self.last)
+
     def select(self, rows: Tensor) -> InputMemory:
         """The memory of the samples `rows`."""
-        return InputMemory(self.rule.select(rows), self.factor[rows], self.direction[rows])
+        last = None if self.last is None else self.last[rows]
+        return InputMemory(self.rule.select(rows), self.factor[rows], self.direction[rows], last)
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,8 @@ class JointMap:
         r_mu = tree.norm(tree.apply(torch.sub, now.z, s.mu)) / size_mu
         self.memory.rule = self.memory.rule.refresh(s.z, s.x, k)
         direction = self.memory.rule.direction(now.x)
+        if self.step.lookahead:
+            direction = self.memory.ahead(direction, self.step.lookahead)
         cut = self.step.cut if k < self.cut_steps else None
         rate = self.step.rate(k, torch.maximum(r_z, r_mu))
         rate = rate if cut is None else rate * self.memory.factor
@@ -213,7 +225,7 @@ class JointMap:
 
     def measured(self) -> JointMap:
         """The same map for one more measurement, without a say in the solve's own memory."""
-        return replace(self, memory=InputMemory(self.memory.rule, self.memory.factor, self.memory.direction))
+        return replace(self, memory=self.memory.copy())
 
     def select(self, rows: Tensor) -> JointMap:
         """The map of the samples `rows`."""

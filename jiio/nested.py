@@ -17,7 +17,7 @@ from jiio.optimizer import LBFGS, PGD, Adam, Optimizer
 from jiio.precondition import Rule, Scalar, Step
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Status, Work, settle_failure
-from jiio.solve import cost_slope
+from jiio.solve import cost_slope, floor_of
 from jiio.solver import Anderson, Solver
 from jiio.tree import Tree
 
@@ -98,7 +98,7 @@ def nested(
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     work = Work()
-    slope = cost_slope(problem, start, work=work)
+    floor = floor_of(cost_slope(problem, start, work=work))
     x, memory = problem.constraint.project(start.x.detach()), optimizer.init(start.x)
     state, best, best_cost = start, start, start.x.new_full((len(x),), torch.inf)
     for k in range(rounds):
@@ -112,7 +112,7 @@ def nested(
             callback(k, state, work)
         x, memory = optimizer.step(memory, x, gradient, cost)
         x = problem.constraint.project(x)
-    solution = _measured(problem, best, slope, work, _rule(optimizer), tol)
+    solution = _measured(problem, best, floor, work, _rule(optimizer), tol)
     return settle_failure(solution, solution.residual.new_full((3,), tol), on_failure)
 
 
@@ -125,8 +125,8 @@ def _rule(optimizer: Optimizer) -> Rule:
     return Scalar(1.0)
 
 
-def _measured(problem: Problem, state: State, slope: Tensor, work: Work, rule: Rule, tol: float) -> Solution[State]:
-    F = JointMap(problem, Step(rule, lag=None), slope, Work(), tol, InputMemory.fresh(rule, state.x), cut_steps=0)
+def _measured(problem: Problem, state: State, floor: Tensor, work: Work, rule: Rule, tol: float) -> Solution[State]:
+    F = JointMap(problem, Step(rule, lag=None), floor, Work(), tol, InputMemory.fresh(rule, state.x), cut_steps=0)
     now = F.evaluate(state, 0)
     converged = (now.residual <= tol).all(1)
     status = torch.where(converged, int(Status.CONVERGED), int(Status.BUDGET))

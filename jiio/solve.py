@@ -14,6 +14,7 @@ from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Work, settle_failure
 from jiio.solver import Picard, Solver
+from jiio.tree import Tree
 
 Tolerance = float | tuple[float, float, float]
 
@@ -61,8 +62,11 @@ def solve(
     if step is None:
         step = automatic_step(problem, start.z, start.x, work=work)
     slope = cost_slope(problem, start, work=work)
+    # J^T mu + dcost/dz at mu = 0, had for nothing; one step further than 0
+    unset = (tree.norm(start.mu) == 0) & tree.finite(slope)
+    start = start._replace(mu=tree.where(unset, slope, start.mu))
     memory = InputMemory.fresh(step.rule, start.x)
-    F = JointMap(problem, step, slope, work, tolerances[0], memory, cut_steps=solver.plain_steps)
+    F = JointMap(problem, step, floor_of(slope), work, tolerances[0], memory, cut_steps=solver.plain_steps)
     solution = iterate(F, start, solver=solver, max_steps=max_steps, tol=tolerances, callback=callback, trace=trace)
     return settle_failure(solution, solution.residual.new_tensor(tolerances), on_failure)
 
@@ -74,11 +78,16 @@ def settle(problem: Problem, start: State, *, work: Work, tol: float) -> State:
     return State(z, tree.detach(start.mu), x)
 
 
-def cost_slope(problem: Problem, state: State, *, work: Work) -> Tensor:
-    """|dcost/dz| of each sample, (batch,): the size that the adjoint is measured against."""
+def cost_slope(problem: Problem, state: State, *, work: Work) -> Tree:
+    """dcost/dz, of the form of z, without graph."""
     work.add(cost_grad=len(state.x))
     z = tree.apply(lambda leaf: leaf.detach().requires_grad_(), state.z)
     with torch.enable_grad():
         cost = problem.cost(z, state.x.detach(), *problem.context)
-    gradients = pull([cost], [torch.ones_like(cost)], tree.leaves(z))
-    return tree.norm(tuple(gradients)).clamp_min(torch.finfo(cost.dtype).tiny)
+    return tree.build(z, pull([cost], [torch.ones_like(cost)], tree.leaves(z)))
+
+
+def floor_of(slope: Tree) -> Tensor:
+    """|dcost/dz| of each sample, (batch,): the size below which the adjoint residual is not measured against |mu|."""
+    size = tree.norm(slope)
+    return size.clamp_min(torch.finfo(size.dtype).tiny)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter
 
 from jiio.app.bench import SHARES
 from jiio.app.figure import save
 from jiio.app.table import console, show
 
+PLAIN = FuncFormatter(lambda value, place: f"{value:.2g}" if value < 10 else f"{value:.0f}")
 RATIOS = (("cold", "the best tuned cold nested method"), ("warm", "the best warm nested method"))
 
 
@@ -82,6 +84,9 @@ def figure(results: list[dict[str, Any]], path: Path) -> Path:
             right.errorbar(seconds, shares, xerr=bars, capsize=2, **style)
         for axis, label in ((left, "work of a sample, evaluations of f"), (right, "seconds for the batch")):
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter(PLAIN)
+            axis.xaxis.set_minor_formatter(PLAIN)
+            axis.tick_params(axis="x", which="both", labelsize=7)
             axis.set_xlabel(label)
             axis.set_ylabel("cost / best known")
             axis.set_yticks([float(share) for share in SHARES], list(SHARES))

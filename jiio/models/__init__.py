@@ -2,7 +2,9 @@
 
 from jiio.models.activation import Activation
 from jiio.models.cell import WellPosedCell
+from jiio.models.classifier import Classifier, ClassifierConfig, classifier
 from jiio.models.generator import Generator, GeneratorConfig, generator
+from jiio.models.image_injection import ImageInjection
 from jiio.models.injection import LatentInjection
 from jiio.models.mdeq import MDEQ
 from jiio.models.spectral import convolution_norm
@@ -10,10 +12,14 @@ from jiio.models.spectral import convolution_norm
 __all__ = [
     "MDEQ",
     "Activation",
+    "Classifier",
+    "ClassifierConfig",
     "Generator",
     "GeneratorConfig",
+    "ImageInjection",
     "LatentInjection",
     "WellPosedCell",
+    "classifier",
     "convolution_norm",
     "generator",
 ]

@@ -1,0 +1,45 @@
+"""Adversarial training of equilibrium classifiers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jiio import tree
+from jiio.joint import equilibrium
+from jiio.models import Classifier
+from jiio.problem import State
+from jiio.solution import Solution, Work
+from jiio.tasks.attack import JointAttack, Method, attack_problem
+from jiio.tasks.threat import Threat
+
+
+class AdversarialLoss(nn.Module):
+    """forward(images, labels) -> (loss, solution): attack the batch, then the gradient at the attacked images.
+
+    The attack's cost is minus the cross-entropy, so the loss is minus its Lagrangian, whose gradient in the weights at
+    the solved z and mu is exact and needs no further solve (Danskin's theorem for x, the envelope theorem for z).
+    clean: share of the clean images' cross-entropy in the loss, in [0, 1), as in mixtures like TRADES (Zhang et al. 2019);
+    it costs one equilibrium and one adjoint solve.
+    """
+
+    def __init__(
+        self, model: Classifier, threat: Threat, *, method: Method = JointAttack(steps=12), clean: float = 0.0
+    ):
+        super().__init__()
+        if not 0 <= clean < 1:
+            raise ValueError(f"clean must lie in [0, 1), got {clean}")
+        self.model, self.threat, self.method, self.clean = model, threat, method, clean
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Solution[State]]:
+        """The mean loss, and the solve behind it, whose status the training logs."""
+        problem = attack_problem(self.model, images, labels, self.threat, loss="cross_entropy")
+        with torch.no_grad():
+            z = equilibrium(problem, self.model.start(images), images, work=(work := Work()), tol=1e-2).value
+        solution = self.method.run(problem, State(z, tree.apply(torch.zeros_like, z), images), self.threat)
+        solution.work.add(f=work.f)
+        loss = -problem.lagrangian(solution.value).mean()
+        if self.clean:
+            loss = (1 - self.clean) * loss + self.clean * F.cross_entropy(self.model(images), labels)
+        return loss, solution

@@ -1,0 +1,227 @@
+"""Adversarial attacks as input optimisation: the image, its equilibrium and the adjoint solved together.
+
+    maximise over x in ball and box:   loss(h(z), label)     subject to   z = f(z, x)
+
+(JIIO paper, adversarial experiment, without the pixel box there.) The cost is minus the loss, so minus the Lagrangian at
+the solution is a training loss whose gradient is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jiio import tree
+from jiio.joint import equilibrium
+from jiio.nested import nested
+from jiio.optimizer import PGD
+from jiio.precondition import Step
+from jiio.problem import Problem, State
+from jiio.solution import Solution, Work
+from jiio.solve import solve
+from jiio.tasks.threat import Threat
+
+Loss = Literal["cross_entropy", "margin"]
+RESOLVE_TOL = 1e-4
+
+
+class ImageModel(Protocol):
+    """What an attack needs of a model; `jiio.models.Classifier` is one."""
+
+    def cell(self) -> Callable[[Any, Tensor], Any]:
+        """f(z, x) with weights bound once."""
+        ...
+
+    def readout(self) -> Callable[[Any], Tensor]:
+        """z -> logits with weights bound once."""
+        ...
+
+    def start(self, x: Tensor) -> Any:
+        """A first z for the images x."""
+        ...
+
+
+@dataclass(frozen=True)
+class JointAttack:
+    """Joint steps of `rate` radii, each extrapolated by its last change.
+
+    Steps longer than the radius are best: where the ball is active, project(x + rate radius g / |g|) is nearly the point of
+    the ball that g points to, and a fixed point of that map is a maximum (docs/results.md compares rates 0.4 to 30).
+
+    loss: cross_entropy, or margin (the best other logit less the label's), which does not fade where the model is sure.
+    restarts: solves of each image, the first from the clean image, the others from seeded random feasible points.
+    """
+
+    steps: int = 30
+    rate: float = 3.0
+    lookahead: float = 1.0
+    restarts: int = 1
+    loss: Loss = "cross_entropy"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def step(self, threat: Threat) -> Step:
+        """The joint step; neither lag nor cut, which shorten steps: the constraint bounds them already."""
+        return Step(threat.rule(self.rate), lag=None, cut=None, lookahead=self.lookahead)
+
+    def run(self, problem: Problem, start: State, threat: Threat) -> Solution[State]:
+        """One solve."""
+        return solve(problem, start, step=self.step(threat), max_steps=self.steps, on_failure="ignore")
+
+
+@dataclass(frozen=True)
+class PGDAttack:
+    """Projected gradient ascent (Madry et al. 2018) with full equilibrium and adjoint solves at every step: the baseline.
+
+    warm: start each solve where the last one ended.  solve_tol: relative residual of the solves.
+    """
+
+    steps: int = 20
+    rate: float = 3.0
+    warm: bool = False
+    solve_tol: float = 1e-2
+    restarts: int = 1
+    loss: Loss = "cross_entropy"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def run(self, problem: Problem, start: State, threat: Threat) -> Solution[State]:
+        """`steps` steps, and a last solve where they end; the best x met is returned."""
+        return nested(
+            problem,
+            start,
+            optimizer=PGD(threat.rule(self.rate)),
+            rounds=self.steps + 1,
+            warm=self.warm,
+            solve_tol=self.solve_tol,
+        )
+
+
+def _check(method: JointAttack | PGDAttack) -> None:
+    if method.steps < 1 or method.restarts < 1:
+        raise ValueError(f"steps and restarts must be at least 1, got {method.steps} and {method.restarts}")
+    if not method.rate > 0:
+        raise ValueError(f"rate must be positive, got {method.rate}")
+    if method.loss not in ("cross_entropy", "margin"):
+        raise ValueError(f"loss must be 'cross_entropy' or 'margin', got {method.loss!r}")
+
+
+Method = JointAttack | PGDAttack
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The strongest input found for each image, by its re-solved loss.
+
+    images: attacked, feasible to 1e-6.  loss: re-solved, (batch,).  prediction: of the attacked image.  robust: whether
+    every input that was tried is classified as labelled (targeted: not as the target).  resolved: whether the equilibria
+    that these rest on were solved to 1e-4.  work: of the attack, the clean equilibrium included, re-solving not.
+    """
+
+    images: Tensor
+    loss: Tensor
+    prediction: Tensor
+    robust: Tensor
+    resolved: Tensor
+    work: Work
+
+
+def attack_problem(
+    model: ImageModel, images: Tensor, labels: Tensor, threat: Threat, *, loss: Loss = "cross_entropy",
+    target: Tensor | None = None,
+) -> Problem:  # fmt: skip
+    """Maximise the loss of `labels` (batch,) over the threat's set around `images`; with `target` minimise that of the
+    targets instead.
+
+    Binds the model's weights: with graph where gradients are enabled, without under `no_grad`. `ValueError` for labels
+    that do not fit the images, and for images outside the pixel box.
+    """
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"labels of shape {tuple(labels.shape)} do not fit images of shape {tuple(images.shape)}")
+    if bool(((images < threat.low) | (images > threat.high)).any()):
+        raise ValueError(
+            f"images must lie in [{threat.low}, {threat.high}], but reach from {images.min():.3g} to {images.max():.3g}"
+        )
+    f, readout = model.cell(), model.readout()
+    sign = -1.0 if target is None else 1.0
+    measure = _cross_entropy if loss == "cross_entropy" else _margin
+
+    def cell(z: Any, x: Tensor, label: Tensor) -> Any:
+        return f(z, x)
+
+    def cost(z: Any, x: Tensor, label: Tensor) -> Tensor:
+        return sign * measure(readout(z), label)
+
+    return Problem(cell, cost, threat.constraint(images), context=(labels if target is None else target,))
+
+
+def _cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    return F.cross_entropy(logits, label, reduction="none")
+
+
+def _margin(logits: Tensor, label: Tensor) -> Tensor:
+    own = logits.gather(1, label[:, None])[:, 0]
+    others = logits.scatter(1, label[:, None], -torch.inf).amax(1)
+    return others - own
+
+
+def attack(
+    model: ImageModel, images: Tensor, labels: Tensor, threat: Threat, method: Method = JointAttack(), *,
+    target: Tensor | None = None,
+) -> Attack:  # fmt: skip
+    """Attack `images` (batch, channels, height, width) of classes `labels` (batch,), without graph.
+
+    No sample depends on its batch; none ends at a lower loss than the clean image has.
+
+    >>> from jiio.models import ClassifierConfig, classifier
+    >>> model = classifier(ClassifierConfig(image_shape=(1, 8, 8), channels=(4,), patch=2))
+    >>> found = attack(model, torch.full((2, 1, 8, 8), 0.5), torch.tensor([0, 1]), Threat("l2", 0.5))
+    >>> bool(((found.images - 0.5).flatten(1).norm(dim=1) <= 0.5 + 1e-6).all())
+    True
+    """
+    with torch.no_grad():
+        problem = attack_problem(model, images, labels, threat, loss=method.loss, target=target)
+        readout, work = model.readout(), Work()
+        z = equilibrium(problem, model.start(images), images, work=work, tol=1e-3).value
+        best = _candidate(problem, readout, State(z, z, images), labels, target)
+        for restart in range(method.restarts):
+            x = threat.random(images, method.seed + restart) if restart else images
+            solution = method.run(problem, State(z, tree.apply(torch.zeros_like, z), x), threat)
+            work.add(f=solution.work.f, vjp=solution.work.vjp, cost_grad=solution.work.cost_grad)
+            best = _stronger(best, _candidate(problem, readout, solution.value, labels, target))
+    return Attack(*best, work)
+
+
+_Candidate = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _candidate(
+    problem: Problem, readout: Callable[[Any], Tensor], state: State, labels: Tensor, target: Tensor | None
+) -> _Candidate:
+    """(images, loss, prediction, robust, resolved) of an input, its equilibrium solved again."""
+    x = problem.constraint.project(state.x)
+    solved = equilibrium(problem, state.z, x, work=Work(), tol=RESOLVE_TOL, max_steps=200)
+    prediction = readout(solved.value).argmax(1)
+    robust = prediction == labels if target is None else prediction != target
+    return x, -problem.cost(solved.value, x, *problem.context), prediction, robust, solved.converged
+
+
+def _stronger(old: _Candidate, new: _Candidate) -> _Candidate:
+    (x, loss, prediction, robust, resolved), (x2, loss2, prediction2, robust2, resolved2) = old, new
+    better = loss2 > loss
+    return (
+        torch.where(tree.wide(better, x), x2, x),
+        torch.where(better, loss2, loss),
+        torch.where(better, prediction2, prediction),
+        robust & robust2,
+        torch.where(better, resolved2, resolved),
+    )
