@@ -12,6 +12,7 @@ import tyro
 
 from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.app.table import console
+from jiio.app.training import Trainable, open_run, run_training
 from jiio.data import load_images
 from jiio.load import find_run, load, read_config
 from jiio.models import Generator
@@ -94,8 +95,7 @@ class TrainGeneration(Common):
 
 def train_generation(options: TrainGeneration) -> dict[str, Any]:
     """`jiio train generation`."""
-    from jiio.app.progress import steps_bar
-    from jiio.app.train_generation import Training, default_folder, make_trainer, run_training
+    from jiio.app.train_generation import Training, default_folder, make_trainer
 
     jacobian = options.jacobian if options.jacobian is not None else float(options.cell == "mdeq")
     training = Training(
@@ -117,17 +117,7 @@ def train_generation(options: TrainGeneration) -> dict[str, Any]:
         device=options.device,
     )
     folder = RunFolder(options.output or default_folder(options.data, options.seed))
-    folder.create(config, existing="resume" if options.resume else "replace" if options.overwrite else "refuse")
-    if options.resume:
-        state, problems = folder.load_checkpoint(trainer.model)
-        for problem in problems:
-            console.print(f"[yellow]skipped a damaged checkpoint: {problem}[/]")
-        if state is not None:
-            trainer.restore(state)
-        folder.rewind_log(trainer.step)
-    console.print(f"{len(trainer.images)} images; Ctrl-C saves and leaves")
-    steps_bar(run_training(folder, trainer), total=training.steps, label="training", done=trainer.step)
-    console.print(f"wrote {folder.path}; next: jiio evaluate {folder.path}")
+    train(folder, trainer, config, resume=options.resume, overwrite=options.overwrite)
     return {"run": str(folder.path), "steps": trainer.step}
 
 
@@ -256,6 +246,17 @@ def diagnose(options: Diagnose) -> dict[str, Any]:
         console.print(line)
     console.print(f"residual traces: {picture}")
     return result
+
+
+def train(folder: RunFolder, trainer: Trainable, config: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """A training under a progress bar, from the start or from the run's last checkpoint."""
+    from jiio.app.progress import steps_bar
+
+    for problem in open_run(folder, trainer, config, resume=resume, overwrite=overwrite):
+        console.print(f"[yellow]skipped a damaged checkpoint: {problem}[/]")
+    console.print("Ctrl-C saves and leaves")
+    steps_bar(run_training(folder, trainer), total=trainer.steps, label="training", done=trainer.step)
+    console.print(f"wrote {folder.path}; next: jiio evaluate {folder.path}")
 
 
 def open_generator(run: str, device: str) -> tuple[Path, Generator, dict[str, Any]]:

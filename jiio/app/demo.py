@@ -15,7 +15,8 @@ from jiio.app import compare, evaluate, methods
 from jiio.app.progress import steps_bar
 from jiio.app.run_folder import RunFolder
 from jiio.app.table import console
-from jiio.app.train_generation import Trainer, Training, default_config, run_training
+from jiio.app.train_generation import Trainer, Training, default_config
+from jiio.app.training import run_training
 from jiio.data import load_images
 from jiio.models import Generator
 from jiio.optimizer import Adam

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import tyro
 
-from jiio.app import commands, commands_bench
+from jiio.app import commands, commands_bench, commands_classifier
 from jiio.app.run_folder import UserError, write_json
 
 
@@ -25,6 +25,11 @@ class Command(NamedTuple):
 COMMANDS = {
     "demo": Command(commands.Demo, commands.demo, "train on the embedded digits and restore damaged ones"),
     "train generation": Command(commands.TrainGeneration, commands.train_generation, "train a generator of images"),
+    "train adversarial": Command(
+        commands_classifier.TrainAdversarial,
+        commands_classifier.train_adversarial,
+        "train a classifier against attacks",
+    ),
     "evaluate": Command(commands.Evaluate, commands.evaluate, "reconstruction and restoration of test images"),
     "restore": Command(commands.Restore, commands.restore, "restore your own image files"),
     "bench": Command(commands_bench.Bench, commands_bench.bench, "compare the joint solve with every alternative"),

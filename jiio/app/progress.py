@@ -11,7 +11,7 @@ from jiio.app.table import console
 
 
 def steps_bar(figures: Iterable[dict[str, float]], *, total: int, label: str, done: int = 0) -> None:
-    """Run through the steps of a training under a bar with loss, PSNR, lag of z and mu, and time left."""
+    """Run through the steps of a training under a bar with loss, PSNR or accuracy, lag of z and mu, and time left."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -22,8 +22,9 @@ def steps_bar(figures: Iterable[dict[str, float]], *, total: int, label: str, do
     with Progress(*columns, console=console) as progress, closing(iter(figures)) as steps:  # pyright: ignore
         task = progress.add_task(label, total=total, completed=done, state="")
         for now in steps:
-            lag = max(now["residual_z"], now["residual_mu"])
-            state = f"loss {now['loss']:.3f}  {now['psnr']:.1f} dB  lag {lag:.0e}"
+            lag = max(now.get("residual_z", 0.0), now.get("residual_mu", 0.0))
+            quality = f"{now['psnr']:.1f} dB" if "psnr" in now else f"{100 * now['accuracy']:.0f} %"
+            state = f"loss {now['loss']:.3f}  {quality}  lag {lag:.0e}"
             progress.update(task, advance=1, state=state)
 
 

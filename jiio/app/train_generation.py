@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jiio.app.interrupt import interrupt_waits
-from jiio.app.run_folder import RunFolder, UserError, user_input
+from jiio.app.run_folder import UserError, user_input
+from jiio.app.training import Order, learning_rate, set_learning_rate
 from jiio.data import load_images
 from jiio.models import GeneratorConfig, generator
 from jiio.regularize import jacobian_penalty
@@ -89,17 +86,16 @@ class Trainer:
         self.recent = torch.randn(REFRESH_IMAGES, config.latent, generator=seeded).to(device)
         self.statistics: TangentStatistics | None = None
         self.step = 0
-        self.epoch, self.order = -1, torch.empty(0)
+        self.order = Order(len(images), training.batch, training.seed)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.training.steps
 
     def rows(self) -> Tensor:
-        """The images of this step; their order depends on seed and epoch alone."""
-        size = self.training.batch
-        per_epoch = len(self.images) // size
-        epoch, place = divmod(self.step, per_epoch)
-        if self.epoch != epoch:
-            generator = torch.Generator().manual_seed(self.training.seed * 7919 + epoch)
-            self.epoch, self.order = epoch, torch.randperm(len(self.images), generator=generator)
-        return self.order[place * size : (place + 1) * size]
+        """The images of this step."""
+        return self.order.rows(self.step)
 
     def advance(self) -> dict[str, float]:
         """One optimiser step; the figures that tell whether training is healthy."""
@@ -119,8 +115,8 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+        share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
+        set_learning_rate(self.optimizer, training.learning_rate * share)
         self.optimizer.step()
         x = solution.value.x
         self.latents[rows] = x.cpu()
@@ -142,13 +138,6 @@ class Trainer:
             "gradient_norm": float(norm),
         }
 
-    def learning_rate(self) -> float:
-        """Linear warm-up, then a cosine to 2 % of the full rate."""
-        training = self.training
-        warm = min(1.0, (self.step + 1) / training.warm_up)
-        share = min(self.step / training.steps, 1.0)
-        return training.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-
     def refresh(self) -> None:
         """Refit the linear guess, and the tangents at the latents of the last batch; random ones at first."""
         if self.step > 0:
@@ -162,6 +151,13 @@ class Trainer:
         f = self.model.cell()
         probe = torch.Generator().manual_seed(self.step)
         return jacobian_penalty(lambda z: f(z, state.x), state.z, generator=probe).mean()
+
+    def finish(self) -> None:
+        """Fit what restoration needs: average curvature, the density of the latents, the residual variance of a pixel."""
+        generator = torch.Generator().manual_seed(self.training.seed)
+        rows = torch.randperm(len(self.images), generator=generator)[:FITTED_IMAGES]
+        images, latents = self.images[rows].to(self.device), self.latents[rows].to(self.device)
+        fit_latents(self.model, images, prior=self.training.prior, latent=latents)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the weights."""
@@ -193,49 +189,6 @@ REFRESH_IMAGES = 4
 FITTED_IMAGES = 4096
 REFRESH_WEIGHT = 0.3
 ENCODER_DECAY = 0.98  # of a batch's weight at each later one: some 3000 images count
-
-
-def run_training(
-    folder: RunFolder, trainer: Trainer, *, checkpoint_every: int = 200, log_every: int = 10
-) -> Iterator[dict[str, float]]:
-    """Train to the end, yielding the figures of every step; checkpoints on the way and when interrupted.
-
-    An interrupt waits for the end of the step, so that what is saved is the state after a whole number of steps.
-    """
-    began = time.perf_counter()
-    with interrupt_waits() as interrupted:
-        while trainer.step < trainer.training.steps:
-            figures = trainer.advance() | {"seconds": time.perf_counter() - began}
-            if not math.isfinite(figures["loss"]):
-                raise UserError(
-                    f"the loss is {figures['loss']} after {trainer.step} steps: lower --learning-rate; {folder.path} keeps "
-                    "the last checkpoint"
-                )
-            if trainer.step % log_every == 0 or trainer.step == 1:
-                folder.log(figures)
-            if trainer.step % checkpoint_every == 0:
-                folder.save_checkpoint(trainer.step, trainer.model, trainer.state())
-            try:
-                yield figures
-            except GeneratorExit:
-                folder.save_checkpoint(trainer.step, trainer.model, trainer.state())
-                raise
-            if interrupted():
-                folder.save_checkpoint(trainer.step, trainer.model, trainer.state())
-                raise KeyboardInterrupt(
-                    f"interrupted after {trainer.step} steps: the same command with --resume goes on"
-                )
-    finish(trainer)
-    folder.save_checkpoint(trainer.step, trainer.model, trainer.state())
-    folder.save_weights(trainer.model)
-
-
-def finish(trainer: Trainer) -> None:
-    """Fit what restoration needs: average curvature, the density of the latents, the residual variance of a pixel."""
-    generator = torch.Generator().manual_seed(trainer.training.seed)
-    rows = torch.randperm(len(trainer.images), generator=generator)[:FITTED_IMAGES]
-    images, latents = trainer.images[rows].to(trainer.device), trainer.latents[rows].to(trainer.device)
-    fit_latents(trainer.model, images, prior=trainer.training.prior, latent=latents)
 
 
 def make_trainer(

@@ -1,4 +1,4 @@
-"""Readers of images: embedded digits, MNIST and its kin, folders of files. Images are float32 in [0, 1]."""
+"""Readers of images: embedded digits, MNIST and its kin, CIFAR-10, folders of files. Images are float32 in [0, 1]."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Literal
 
 from torch import Tensor
 
+from jiio.data.cifar import cifar10
 from jiio.data.folder import folder_images
 from jiio.data.idx import idx_images, idx_labels
 from jiio.data.image import read_image, write_image
 
 Split = Literal["train", "test"]
-NAMES = ("digits", "mnist", "fashion-mnist", "folder:PATH")
-__all__ = ["NAMES", "Split", "data_root", "load_images", "load_labels", "read_image", "write_image"]
+NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "folder:PATH")
+LABELLED = ("digits", "mnist", "fashion-mnist", "cifar10")
+__all__ = ["LABELLED", "NAMES", "Split", "data_root", "load_images", "load_labels", "read_image", "write_image"]
 
 
 def data_root(root: str | Path | None) -> Path:
@@ -37,7 +39,8 @@ def load_images(
 ) -> Tensor:
     """Images (n, channels, height, width) in [0, 1].
 
-    name: digits (embedded, 8x8), mnist, fashion-mnist (28x28), folder:PATH.  size, channels: of a folder's images, by
+    name: digits (embedded, 8x8), mnist, fashion-mnist (28x28), cifar10 (32x32), folder:PATH.
+    size, channels: of a folder's images, by
     default 32 and 3.  Raises `ValueError` for an unknown name or a damaged file, `FileNotFoundError` for missing data.
 
     >>> load_images("digits", "test").shape
@@ -49,6 +52,8 @@ def load_images(
         return digits_images(split)
     if name in ("mnist", "fashion-mnist"):
         return idx_images(name, split, data_root(root))
+    if name == "cifar10":
+        return cifar10(split, data_root(root))[0]
     if name.startswith("folder:"):
         return folder_images(Path(name.removeprefix("folder:")), split, size=size or 32, channels=channels or 3)
     raise ValueError(f"unknown data {name!r}: choose one of {', '.join(NAMES)}")
@@ -62,4 +67,6 @@ def load_labels(name: str, split: Split, *, root: str | Path | None = None) -> T
         return digits_labels(split)
     if name in ("mnist", "fashion-mnist"):
         return idx_labels(name, split, data_root(root))
-    raise ValueError(f"data {name!r} has no labels")
+    if name == "cifar10":
+        return cifar10(split, data_root(root))[1]
+    raise ValueError(f"data {name!r} has no labels: choose one of {', '.join(LABELLED)}")

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from jiio.app.run_folder import RunFolder, UserError
-from jiio.app.train_generation import Trainer, default_config, run_training
+from jiio.app.train_generation import Trainer, default_config
+from jiio.app.training import run_training
 from tests.app.runs import tiny_trainer
 
 

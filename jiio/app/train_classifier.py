@@ -1,0 +1,170 @@
+"""`jiio train adversarial`: a classifier trained on the attacked images of every batch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jiio.app.run_folder import UserError, user_input
+from jiio.app.training import Order, learning_rate, set_learning_rate
+from jiio.data import load_images, load_labels
+from jiio.models import ClassifierConfig, classifier
+from jiio.tasks.adversarial import AdversarialLoss
+from jiio.tasks.attack import JointAttack, Method, PGDAttack
+from jiio.tasks.threat import Norm, Threat
+
+Attacker = Literal["joint", "pgd", "none"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Options of a training that decide its result; saved in the run's config.json.
+
+    attack: joint; pgd, the baseline with full solves; none, clean training.  attack_steps, solve_tol, warm: of the attack.
+    radius: grows linearly from 0 to this over the first third of the training.  clean: share of the clean loss.
+    flip: mirror images at random, and shift them by up to 2 pixels (photographs).
+    """
+
+    attack: Attacker = "joint"
+    attack_steps: int = 10
+    warm: bool = False
+    solve_tol: float = 1e-2
+    norm: Norm = "l2"
+    radius: float = 1.0
+    clean: float = 0.0
+    steps: int = 1500
+    batch: int = 64
+    learning_rate: float = 4e-3
+    warm_up: int = 50
+    clip: float = 20.0
+    flip: bool = False
+    seed: int = 0
+
+
+RADII = {"digits": 0.7, "mnist": 1.0, "fashion-mnist": 0.5, "cifar10": 0.5}
+RAMP = 1 / 3  # of the training in which the radius grows: at full strength from the start a fresh model learns nothing
+
+
+def default_config(shape: tuple[int, int, int], classes: int, *, cell: str = "well_posed") -> ClassifierConfig:
+    """A classifier for images of `shape`: small images keep their resolution; colour gets three wider scales."""
+    small, colour = min(shape[1:]) < 16, shape[0] > 1
+    return ClassifierConfig(
+        image_shape=shape,
+        classes=classes,
+        channels=(24, 48, 96) if colour else (16, 32),
+        patch=1 if small else 2,
+        cell="mdeq" if cell == "mdeq" else "well_posed",
+    )
+
+
+class Trainer:
+    """The state of a training: `step` optimiser steps done."""
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, config: ClassifierConfig, training: Training, *, device: str = "cpu"
+    ):
+        if len(images) < training.batch:
+            raise UserError(f"{len(images)} training images are fewer than a batch of {training.batch}")
+        self.images, self.labels, self.training, self.device = images, labels, training, device
+        torch.manual_seed(training.seed)
+        self.model = classifier(config).to(device)
+        self.model.on_failure = "ignore"
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
+        self.order = Order(len(images), training.batch, training.seed)
+        self.step = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.training.steps
+
+    def advance(self) -> dict[str, float]:
+        """One optimiser step."""
+        training, rows = self.training, self.order.rows(self.step)
+        images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
+        if training.flip:
+            images = self.augmented(images)
+        loss, figures = self.loss(images, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
+        share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
+        set_learning_rate(self.optimizer, training.learning_rate * share)
+        self.optimizer.step()
+        self.step += 1
+        return {"step": self.step, "loss": float(loss.detach()), "gradient_norm": float(norm)} | figures
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The training loss, and what tells whether its solve is healthy."""
+        training = self.training
+        if training.attack == "none":
+            logits = self.model(images)
+            accuracy = (logits.argmax(1) == labels).float().mean()
+            return F.cross_entropy(logits, labels), {"accuracy": float(accuracy)}
+        radius = training.radius * min(1.0, (self.step + 1) / (RAMP * training.steps))
+        adversarial = AdversarialLoss(
+            self.model, Threat(training.norm, radius), method=method(training), clean=training.clean
+        )
+        loss, solution = adversarial(images, labels)
+        with torch.no_grad():
+            prediction = self.model.readout()(solution.value.z).argmax(1)
+        residual = solution.residual.median(0).values
+        return loss, {
+            "accuracy": float((prediction == labels).float().mean()),
+            "radius": radius,
+            "residual_z": float(residual[0]),
+            "residual_mu": float(residual[1]),
+            "residual_x": float(residual[2]),
+            "f": solution.work.f / len(images),
+            "vjp": solution.work.vjp / len(images),
+        }
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """Mirrored and shifted at random, by seed and step alone."""
+        generator = torch.Generator().manual_seed(self.training.seed * 100003 + self.step)
+        mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+        down, right = torch.randint(0, 5, (2,), generator=generator).tolist()
+        padded = F.pad(images, (2, 2, 2, 2), mode="reflect")
+        return padded[:, :, down : down + images.shape[2], right : right + images.shape[3]].contiguous()
+
+    def finish(self) -> None:
+        """Nothing more to do."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the weights."""
+        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def method(training: Training) -> Method:
+    """The attack of a training."""
+    if training.attack == "joint":
+        return JointAttack(steps=training.attack_steps)
+    return PGDAttack(steps=training.attack_steps, warm=training.warm, solve_tol=training.solve_tol)
+
+
+def make_trainer(
+    data: str, training: Training, *, data_dir: str | None = None, cell: str = "well_posed", device: str = "cpu"
+) -> tuple[Trainer, dict[str, Any]]:
+    """The trainer of a command's options, and the configuration that rebuilds it."""
+    with user_input():
+        images, labels = (load(data, "train", root=data_dir) for load in (load_images, load_labels))
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    config = default_config(shape, int(labels.max()) + 1, cell=cell)
+    saved = {"task": "classification", "data": data, "model": config.to_dict(), "training": asdict(training)}
+    return Trainer(images, labels, config, training, device=device), saved
+
+
+def default_folder(data: str, seed: int) -> Path:
+    """runs/adversarial-DATA-SEED."""
+    return Path("runs") / f"adversarial-{data}-{seed}"
