@@ -11,10 +11,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from jiio.models import Generator, GeneratorConfig, generator
+from jiio.models import Classifier, ClassifierConfig, Generator, GeneratorConfig, classifier, generator
 
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
+Model = Generator | Classifier
 REFERENCE = "reference.json"
 
 
@@ -42,7 +43,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder / CONFIG} is not readable as JSON: {error}") from error
-    if not isinstance(config, dict) or "model" not in config:
+    if (
+        not isinstance(config, dict)
+        or not {"task", "data", "model"} <= set(config)
+        or not isinstance(config["model"], dict)
+    ):
         raise ValueError(f"{folder / CONFIG} does not describe a model")
     return config
 
@@ -53,17 +58,26 @@ def read_reference(folder: Path) -> dict[str, float]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def load(run: str | Path, *, device: str | torch.device = "cpu") -> Generator:
+def fresh(task: str, values: dict[str, Any]) -> Model:
+    """The model of a configuration, with fresh weights; `ValueError` for a task that this version does not know."""
+    if task == "generation":
+        return generator(GeneratorConfig.from_dict(values))
+    if task == "classification":
+        return classifier(ClassifierConfig.from_dict(values))
+    raise ValueError(f"there is no model for the task {task!r}")
+
+
+def load(run: str | Path, *, device: str | torch.device = "cpu") -> Model:
     """The model of a run folder or of the package, in evaluation mode.
 
     Raises `FileNotFoundError` for an unknown run, `ValueError` for unreadable weights.
     """
     folder = find_run(run)
+    config = read_config(folder)
     try:
-        config = GeneratorConfig.from_dict(read_config(folder)["model"])
-    except TypeError as error:
+        model = fresh(config["task"], config["model"])
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG} describes a model that this version does not know: {error}") from error
-    model = generator(config)
     path = folder / WEIGHTS if (folder / WEIGHTS).exists() else newest_weights(folder)
     load_weights(model, path)
     return model.to(device).eval().requires_grad_(False)

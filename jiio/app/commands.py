@@ -14,7 +14,7 @@ from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.app.table import console
 from jiio.app.training import Trainable, open_run, run_training
 from jiio.data import load_images
-from jiio.load import find_run, load, read_config
+from jiio.load import Model, find_run, load, read_config
 from jiio.models import Generator
 from jiio.tasks.generation import PRIOR
 
@@ -121,47 +121,6 @@ def train_generation(options: TrainGeneration) -> dict[str, Any]:
     return {"run": str(folder.path), "steps": trainer.step}
 
 
-@dataclass(frozen=True)
-class Evaluate(Common):
-    """Reconstruction and restoration of test images by a trained generator, beside PCA and probabilistic PCA.
-
-    Example: jiio evaluate mnist-generator --data-dir DATA
-    """
-
-    run: Positional[str] = "digits-generator"
-    """Run folder or the name of a packaged model."""
-    data_dir: Path | None = None
-    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
-    images: int = 1000
-    """Test images, chosen by a fixed seed; 0 for all."""
-    draws: int = 3
-    """Draws of every damage."""
-
-
-def evaluate(options: Evaluate) -> dict[str, Any]:
-    """`jiio evaluate RUN`."""
-    from jiio.app import evaluate as evaluation
-    from jiio.app.progress import images_bar
-    from jiio.tasks.ppca import PPCA
-
-    if options.images < 0 or options.draws < 1:
-        raise UserError(f"--images must not be negative and --draws at least 1: {options.images}, {options.draws}")
-    folder, model, config = open_generator(options.run, options.device)
-    train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
-    chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[: options.images or len(test)]
-    test, prior = test[chosen], config.get("training", {}).get("prior", PRIOR)
-    with images_bar("evaluating", total=evaluation.evaluated_images(len(test), options.draws)) as watch:
-        figures = evaluation.evaluate(model, train, test, prior=prior, draws=options.draws, watch=watch)
-    report = {"data": config["data"]} | figures
-    evaluation.show_report(report)
-    if (folder / "metrics.jsonl").exists():  # a run of the user's, not a model of the package
-        path = RunFolder(folder).write_json("report.json", report)
-        baseline = PPCA.fit(train, model.config.latent)
-        picture = evaluation.restoration_picture(model, baseline, test[:SHOWN], folder / "restoration.png")
-        console.print(f"wrote {path} and {picture}")
-    return report
-
-
 @dataclass(frozen=True, kw_only=True)
 class Restore(Common):
     """Restore image files with a trained generator.
@@ -198,7 +157,7 @@ def restore(options: Restore) -> dict[str, Any]:
     _, model, _ = open_generator(options.run, options.device)
     device = options.device
     with user_input():
-        images = read_images(options.images, model)
+        images = read_images(options.images, model.config.image_shape)
         if options.damage:
             measurement = damaged_measurement(images, options.damage, seed=options.seed)
         else:
@@ -237,7 +196,7 @@ def diagnose(options: Diagnose) -> dict[str, Any]:
 
     folder, model, config = open_generator(options.run, options.device)
     images = images_of(config, "test", options.data_dir)[: options.images]
-    writable = (folder / "metrics.jsonl").exists()
+    writable = own_run(folder)
     picture = options.picture or (folder if writable else Path(".")) / "diagnose.png"
     result = run(
         model, images.to(options.device), prior=config.get("training", {}).get("prior", PRIOR), picture=picture
@@ -261,12 +220,17 @@ def train(folder: RunFolder, trainer: Trainable, config: dict[str, Any], *, resu
 
 def open_generator(run: str, device: str) -> tuple[Path, Generator, dict[str, Any]]:
     """(folder, model, configuration) of a generator's run; `UserError` for another one."""
+    folder, model, config = open_model(run, device)
+    if not isinstance(model, Generator):
+        raise UserError(f"{folder} is a run of {config['task']}, not of a generator")
+    return folder, model, config
+
+
+def open_model(run: str, device: str) -> tuple[Path, Model, dict[str, Any]]:
+    """(folder, model, configuration) of a run."""
     with user_input():
         folder = find_run(run)
-        config = read_config(folder)
-        if not isinstance(config["model"], dict) or "data" not in config:
-            raise UserError(f"{folder} is not the run of a generator")
-        return folder, load(folder, device=device), config
+        return folder, load(folder, device=device), read_config(folder)
 
 
 def images_of(config: dict[str, Any], split: Literal["train", "test"], data_dir: Path | None) -> torch.Tensor:
@@ -274,6 +238,11 @@ def images_of(config: dict[str, Any], split: Literal["train", "test"], data_dir:
     channels = config["model"]["image_shape"][0]
     with user_input():
         return load_images(config["data"], split, root=text(data_dir), size=config.get("size"), channels=channels)
+
+
+def own_run(folder: Path) -> bool:
+    """Whether a folder is a run of the user's, to write into, and not a model of the package."""
+    return (folder / "metrics.jsonl").exists()
 
 
 def text(path: Path | None) -> str | None:

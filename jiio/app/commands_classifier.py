@@ -1,14 +1,25 @@
-"""`jiio train adversarial`."""
+"""`jiio train adversarial`, `jiio attack`, `jiio audit`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from jiio.app.commands import Common, text, train
-from jiio.app.run_folder import RunFolder
+import torch
+import tyro
+from torch import Tensor
+
+from jiio.app.commands import Common, open_model, own_run, text, train
+from jiio.app.run_folder import RunFolder, UserError, user_input
+from jiio.app.table import console
 from jiio.app.train_classifier import RADII, Training, default_folder, make_trainer
+from jiio.data import load_images, load_labels
+from jiio.models import Classifier
+from jiio.tasks.threat import Threat
+
+Positional = tyro.conf.Positional
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class TrainAdversarial(Common):
 
 
 def train_adversarial(options: TrainAdversarial) -> dict[str, Any]:
-    """`jiio train adversarial`."""
+    """`jiio train adversarial`, `jiio attack`, `jiio audit`."""
     training = Training(
         attack=options.attack,
         attack_steps=options.attack_steps,
@@ -74,3 +85,117 @@ def train_adversarial(options: TrainAdversarial) -> dict[str, Any]:
     folder = RunFolder(options.output or default_folder(options.data, options.seed))
     train(folder, trainer, config, resume=options.resume, overwrite=options.overwrite)
     return {"run": str(folder.path), "steps": trainer.step}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackFiles(Common):
+    """Attack image files: what is the smallest-looking change that makes a classifier err?
+
+    Example: jiio attack mnist-classifier digit.png --radius 2
+    """
+
+    run: Positional[str]
+    """Run folder or the name of a packaged model."""
+    images: Positional[tuple[Path, ...]]
+    """Image files of the size the model was trained on."""
+    radius: float | None = None
+    """Radius of the ball; that of the training otherwise."""
+    target: int | None = None
+    """The class that the attacked images shall be taken for; any other than the model's own answer otherwise."""
+    restarts: int = 5
+    """Solves of each image, all but the first from random places."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("attacked")
+    """Folder for the attacked files and a picture beside the originals."""
+
+
+def attack_files(options: AttackFiles) -> dict[str, Any]:
+    """`jiio attack RUN IMAGE...`."""
+    from jiio.app.attack_files import attack_and_write
+    from jiio.app.restore import read_images
+
+    if not options.images:
+        raise UserError("name at least one image file")
+    _, model, config = open_classifier(options.run, options.device)
+    if options.target is not None and not 0 <= options.target < model.config.classes:
+        raise UserError(f"--target must lie between 0 and {model.config.classes - 1}, got {options.target}")
+    with user_input():
+        images = read_images(options.images, model.config.image_shape)
+    return attack_and_write(
+        model, options.images, images.to(options.device), threat_of(config, options.radius), options.output,
+        target=options.target, restarts=options.restarts, seed=options.seed,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRun(Common):
+    """Does a classifier only look robust? Gradients, radii, step sizes, tolerances, unrolled, transferred, gradient-free.
+
+    Example: jiio audit digits-classifier
+    """
+
+    run: Positional[str] = "digits-classifier"
+    """Run folder or the name of a packaged model."""
+    data_dir: Path | None = None
+    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
+    images: int = 200
+    """Test images, chosen by a fixed seed."""
+    radius: float | None = None
+    """Radius of the ball; that of the training otherwise."""
+
+
+def audit_run(options: AuditRun) -> dict[str, Any]:
+    """`jiio audit RUN`."""
+    from jiio.app.audit import show_audit
+    from jiio.tasks.masking import audit, surrogate
+
+    if options.images < 1:
+        raise UserError(f"--images must be at least 1, got {options.images}")
+    folder, model, config = open_classifier(options.run, options.device)
+    model.tol, model.on_failure = 1e-3, "ignore"
+    images, labels = labelled(config, "test", options.data_dir)
+    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: options.images]
+    with console.status("another model") as status:
+        other = surrogate(*labelled(config, "train", options.data_dir), seed=options.seed).to(options.device)
+        found = audit(
+            model, images[rows].to(options.device), labels[rows].to(options.device), threat_of(config, options.radius),
+            other=other, watch=status.update,
+        )  # fmt: skip
+    show_audit(found)
+    result = asdict(found)
+    if own_run(folder):
+        file = folder / "report.json"
+        report = json.loads(file.read_text()) if file.is_file() else {}
+        console.print(f"wrote {RunFolder(folder).write_json('report.json', report | {'audit': result})}")
+    return result
+
+
+def open_classifier(run: str, device: str) -> tuple[Path, Classifier, dict[str, Any]]:
+    """(folder, model, configuration) of a classifier's run; `UserError` for another one."""
+    folder, model, config = open_model(run, device)
+    if not isinstance(model, Classifier):
+        raise UserError(f"{folder} is a run of {config['task']}, not of a classifier")
+    return folder, model, config
+
+
+def threat_of(config: dict[str, Any], radius: float | None) -> Threat:
+    """The threat that a run was trained against, with another radius where one is given."""
+    training = config.get("training", {})
+    chosen = radius if radius is not None else float(training.get("radius", 1.0))
+    with user_input():
+        return Threat(training.get("norm", "l2"), chosen)
+
+
+def labelled(config: dict[str, Any], split: Literal["train", "test"], data_dir: Path | None) -> tuple[Tensor, Tensor]:
+    """Images and labels of the data that a run belongs to."""
+    with user_input():
+        return (
+            load_images(config["data"], split, root=text(data_dir)),
+            load_labels(config["data"], split, root=text(data_dir)),
+        )
+
+
+def training_seconds(folder: Path) -> float | None:
+    """Seconds of the training by its log; None without one."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return float(json.loads(lines[-1])["seconds"]) if lines else None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import tyro
 
-from jiio.app import commands, commands_bench, commands_classifier
+from jiio.app import commands, commands_bench, commands_classifier, commands_evaluate
 from jiio.app.run_folder import UserError, write_json
 
 
@@ -30,7 +30,11 @@ COMMANDS = {
         commands_classifier.train_adversarial,
         "train a classifier against attacks",
     ),
-    "evaluate": Command(commands.Evaluate, commands.evaluate, "reconstruction and restoration of test images"),
+    "evaluate": Command(commands_evaluate.Evaluate, commands_evaluate.evaluate, "measure a model on test images"),
+    "attack": Command(commands_classifier.AttackFiles, commands_classifier.attack_files, "attack your own image files"),
+    "audit": Command(
+        commands_classifier.AuditRun, commands_classifier.audit_run, "is a robust classifier really robust"
+    ),
     "restore": Command(commands.Restore, commands.restore, "restore your own image files"),
     "bench": Command(commands_bench.Bench, commands_bench.bench, "compare the joint solve with every alternative"),
     "diagnose": Command(commands.Diagnose, commands.diagnose, "why does the inner solve (not) converge"),

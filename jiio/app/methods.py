@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Protocol
 
 import torch
@@ -115,12 +116,11 @@ class TorchDEQ:
 
     def run(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> Work:
         """`steps` + 1 rounds, counted by hooks on f."""
-        from torchdeq import get_deq
-
+        torchdeq: Any = import_module("torchdeq")
         work, x = Work(), start.x.clone().requires_grad_()
         tolerance = {"f_tol": self.solve_tol, "b_tol": self.solve_tol, "f_stop_mode": "rel", "b_stop_mode": "rel"}
         budget = {"f_max_iter": SOLVE_STEPS, "b_max_iter": SOLVE_STEPS}
-        deq: Any = get_deq(ift=True, f_solver="anderson", b_solver="anderson", **tolerance, **budget)
+        deq = torchdeq.get_deq(ift=True, f_solver="anderson", b_solver="anderson", **tolerance, **budget)
         optimizer = torch.optim.Adam([x], lr=self.rate)
         for k in range(steps + 1):
             if watch is not None:

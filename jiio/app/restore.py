@@ -16,12 +16,12 @@ from jiio.tasks.generation import restore
 from jiio.tasks.measurement import Identity, Mask, Measurement, damage, measure
 
 
-def read_images(paths: tuple[Path, ...], model: Generator) -> Tensor:
-    """The files as the model's images; refused when they have another size."""
-    channels, height, width = model.config.image_shape
-    twice = [name for name, count in Counter(output_name(path) for path in paths).items() if count > 1]
+def read_images(paths: tuple[Path, ...], shape: tuple[int, int, int]) -> Tensor:
+    """The files as images of `shape` (channels, height, width); refused when they have another size, or one name."""
+    channels, height, width = shape
+    twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
     if twice:
-        raise UserError(f"several of the files would be written as {twice[0]}: restore them one after the other")
+        raise UserError(f"several of the files are called {twice[0]}, as their results would be: take them one by one")
     images = []
     for path in paths:
         image = read_image(path, channels=channels)

@@ -1,0 +1,68 @@
+"""`jiio attack`: attacked copies of image files and a picture of what was changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jiio.app.figure import image_grid
+from jiio.app.table import console
+from jiio.data import write_image
+from jiio.models import Classifier
+from jiio.tasks.attack import JointAttack, attack
+from jiio.tasks.threat import Threat
+
+SHOWN = 10  # images in the picture
+
+
+def attack_and_write(
+    model: Classifier, paths: Sequence[Path], images: Tensor, threat: Threat, output: Path, *,
+    target: int | None, restarts: int, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Attack `images` away from the model's own answers, or towards `target`; write them below `output`."""
+    with torch.no_grad():
+        answers = model(images).argmax(1)
+    goal = None if target is None else torch.full_like(answers, target)
+    method = JointAttack(steps=60, restarts=restarts, seed=seed)
+    found = attack(model, images, answers, threat, method, target=goal)
+    offset = found.images - images
+    sizes = offset.flatten(1).norm(dim=1) if threat.norm == "l2" else offset.flatten(1).abs().amax(1)
+    stored = (found.images * 255).round() / 255  # files have 8 bits
+    with torch.no_grad():
+        predictions = model(stored).argmax(1)
+    files = []
+    output.mkdir(parents=True, exist_ok=True)
+    for path, image, before, after, size in zip(
+        paths, stored, answers.tolist(), predictions.tolist(), sizes.tolist(), strict=True
+    ):
+        files.append(output / f"{path.stem}-attacked.png")
+        write_image(image, files[-1])
+        outcome = f"[bold]{before} -> {after}[/]" if before != after else f"still {before}"
+        console.print(f"{files[-1]}: {outcome}, {threat.norm} distance {size:.2f}")
+    picture = _picture(images.cpu(), stored.cpu(), answers.tolist(), predictions.tolist(), output)
+    console.print(f"side by side: {picture}")
+    return {
+        "files": [str(file) for file in files],
+        "picture": str(picture),
+        "before": answers.tolist(),
+        "after": predictions.tolist(),
+        "distance": sizes.tolist(),
+        "resolved": found.resolved.tolist(),
+    }
+
+
+def _picture(images: Tensor, attacked: Tensor, before: list[int], after: list[int], output: Path) -> Path:
+    images, attacked = images[:SHOWN], attacked[:SHOWN]
+    change = attacked - images
+    # grey is no change; the largest one of each image is black or white
+    scale = change.flatten(1).abs().amax(1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    rows = [
+        ("original", images, [str(answer) for answer in before[:SHOWN]]),
+        ("change", 0.5 + 0.5 * change / scale, None),
+        ("attacked", attacked, [str(answer) for answer in after[:SHOWN]]),
+    ]
+    return image_grid(rows, output / "attack.png")

@@ -1,0 +1,91 @@
+"""`jiio evaluate RUN`, for every kind of model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from jiio.app import evaluate as evaluation
+from jiio.app import evaluate_classifier
+from jiio.app.commands import SHOWN, Common, images_of, open_model, own_run
+from jiio.app.commands_classifier import labelled, threat_of, training_seconds
+from jiio.app.progress import images_bar
+from jiio.app.run_folder import RunFolder, UserError
+from jiio.app.table import console
+from jiio.models import Classifier, Generator
+from jiio.tasks.generation import PRIOR
+from jiio.tasks.ppca import PPCA
+
+Positional = tyro.conf.Positional
+
+
+@dataclass(frozen=True)
+class Evaluate(Common):
+    """How good is a trained model on test images it has not seen?
+
+    A generator: reconstruction and restoration, beside PCA and probabilistic PCA. A classifier: accuracy, clean and under
+    attack, by this project's attacks and by other people's.
+
+    Examples: jiio evaluate mnist-generator --data-dir DATA
+              jiio evaluate mnist-classifier --data-dir DATA --images 500
+    """
+
+    run: Positional[str] = "digits-generator"
+    """Run folder or the name of a packaged model."""
+    data_dir: Path | None = None
+    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
+    images: int = 1000
+    """Test images, chosen by a fixed seed; 0 for all."""
+    draws: int = 3
+    """Draws of every damage (generators)."""
+    radius: float | None = None
+    """Radius of the attacks; that of the training otherwise (classifiers)."""
+
+
+def evaluate(options: Evaluate) -> dict[str, Any]:
+    """`jiio evaluate RUN`."""
+    if options.images < 0 or options.draws < 1:
+        raise UserError(f"--images must not be negative and --draws at least 1: {options.images}, {options.draws}")
+    folder, model, config = open_model(options.run, options.device)
+    if isinstance(model, Generator):
+        return _evaluate_generator(options, folder, model, config)
+    return _evaluate_classifier(options, folder, model, config)
+
+
+def _chosen(options: Evaluate, count: int) -> torch.Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[: options.images or count]
+
+
+def _evaluate_generator(options: Evaluate, folder: Path, model: Generator, config: dict[str, Any]) -> dict[str, Any]:
+    train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
+    test, prior = test[_chosen(options, len(test))], config.get("training", {}).get("prior", PRIOR)
+    with images_bar("evaluating", total=evaluation.evaluated_images(len(test), options.draws)) as watch:
+        figures = evaluation.evaluate(model, train, test, prior=prior, draws=options.draws, watch=watch)
+    report = {"data": config["data"]} | figures
+    evaluation.show_report(report)
+    if own_run(folder):
+        path = RunFolder(folder).write_json("report.json", report)
+        baseline = PPCA.fit(train, model.config.latent)
+        picture = evaluation.restoration_picture(model, baseline, test[:SHOWN], folder / "restoration.png")
+        console.print(f"wrote {path} and {picture}")
+    return report
+
+
+def _evaluate_classifier(options: Evaluate, folder: Path, model: Classifier, config: dict[str, Any]) -> dict[str, Any]:
+    images, labels = labelled(config, "test", options.data_dir)
+    rows = _chosen(options, len(images))
+    threat = threat_of(config, options.radius)
+    names = evaluate_classifier.attack_names(threat)
+    with images_bar(f"{len(names)} attacks", total=len(rows) * len(names)) as watch:
+        report = evaluate_classifier.evaluate(
+            model, images[rows].to(options.device), labels[rows].to(options.device), threat, watch=watch
+        )
+    report = {"data": config["data"], "training_seconds": training_seconds(folder)} | report
+    evaluate_classifier.show_report(report)
+    if own_run(folder):
+        console.print(f"wrote {RunFolder(folder).write_json('report.json', report)}")
+    return report
