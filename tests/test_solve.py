@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from jiio import (
+    DEQ,
     Anderson,
     Box,
     Broyden,
@@ -100,11 +101,15 @@ def test_accelerated_batch_solve_equals_single_solves(dtype, tolerance: float, s
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_a_nan_sample_is_reported_and_changes_no_other(solver) -> None:
     problem = smooth_problem(SmoothCell(), batch=4)
-    clean = solve(problem, zeros(problem), solver=solver, step=Step(0.05), max_steps=40, on_failure="ignore")
+    clean = solve(
+        problem, zeros(problem), solver=solver, step=Step(0.05), max_steps=300, tol=1e-12, on_failure="ignore"
+    )
     target = problem.context[0].clone()
     target[1] = torch.nan
     spoiled = Problem(problem.f, problem.cost, context=(target,))
-    solution = solve(spoiled, zeros(problem), solver=solver, step=Step(0.05), max_steps=40, on_failure="ignore")
+    solution = solve(
+        spoiled, zeros(problem), solver=solver, step=Step(0.05), max_steps=300, tol=1e-12, on_failure="ignore"
+    )
     assert solution.status[1] == Status.NON_FINITE
     assert bool(tree.finite(solution.value).all())
     others = torch.tensor([0, 2, 3])
@@ -224,10 +229,14 @@ def test_a_bfloat16_cell_is_mixed_in_float32() -> None:
     target = smooth_problem(cell).context
     problem = Problem(low.f, cell.cost, context=target, compute_dtype=torch.bfloat16)
     reference = smooth_problem(cell)
-    a = solve(problem, zeros(reference), step=Step(0.05), tol=3e-2, max_steps=400, on_failure="ignore")
+    a = solve(problem, zeros(reference), step=Step(0.05), tol=1e-2, max_steps=400, on_failure="ignore")
     b = solve(reference, zeros(reference), tol=1e-4, on_failure="ignore")
     assert a.value.z.dtype == torch.float32
-    assert float((a.value.x - b.value.x).abs().max()) < 0.1
+    # x is badly determined along flat directions, where rounding to bfloat16 moves it by 0.1; its cost is not
+    best = reference.cost(b.value.z, b.value.x, *reference.context)
+    resolved = DEQ(reference.f, tol=1e-6)(a.value.x, b.value.z, *reference.context)
+    reached = reference.cost(resolved, a.value.x, *reference.context)
+    assert bool((reached < 1.01 * best).all())
 
 
 def test_gauss_newton_matrix_of_a_linear_problem_is_its_reduced_hessian() -> None:

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from jiio import tree
 from jiio.joint import equilibrium
-from jiio.models import Classifier
 from jiio.problem import State
 from jiio.solution import Solution, Work
-from jiio.tasks.attack import JointAttack, Method, attack_problem
+from jiio.tasks.attack import ImageModel, JointAttack, Method, attack_problem
 from jiio.tasks.threat import Threat
 
 
@@ -25,12 +24,13 @@ class AdversarialLoss(nn.Module):
     """
 
     def __init__(
-        self, model: Classifier, threat: Threat, *, method: Method = JointAttack(steps=12), clean: float = 0.0
+        self, model: ImageModel, threat: Threat, *, method: Method = JointAttack(steps=12), clean: float = 0.0
     ):
         super().__init__()
         if not 0 <= clean < 1:
             raise ValueError(f"clean must lie in [0, 1), got {clean}")
-        self.model, self.threat, self.method, self.clean = model, threat, method, clean
+        self.model: ImageModel = model
+        self.threat, self.method, self.clean = threat, method, clean
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Solution[State]]:
         """The mean loss, and the solve behind it, whose status the training logs."""

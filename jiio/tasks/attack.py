@@ -45,6 +45,10 @@ class ImageModel(Protocol):
         """A first z for the images x."""
         ...
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits of the images x, with the exact gradient."""
+        ...
+
 
 @dataclass(frozen=True)
 class JointAttack:

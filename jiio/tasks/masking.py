@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jiio.models import Classifier
-from jiio.tasks.attack import JointAttack, PGDAttack, attack
+from jiio.tasks.attack import ImageModel, JointAttack, PGDAttack, attack
 from jiio.tasks.threat import Threat
 from jiio.tree import wide
 
@@ -45,7 +44,7 @@ class Audit:
 
 
 def audit(
-    model: Classifier, images: Tensor, labels: Tensor, threat: Threat, *, other: Logits,
+    model: ImageModel, images: Tensor, labels: Tensor, threat: Threat, *, other: Logits,
     watch: Callable[[str], None] = lambda name: None,
 ) -> Audit:  # fmt: skip
     """Every check on `images` (batch, channels, height, width) of classes `labels`; `other` gives logits of another model.
@@ -109,7 +108,7 @@ def bad_gradients(model: Logits, images: Tensor, labels: Tensor) -> float:
     return float((~size.isfinite() | (size == 0)).float().mean())
 
 
-def unrolled_logits(model: Classifier, steps: int) -> Logits:
+def unrolled_logits(model: ImageModel, steps: int) -> Logits:
     """Logits after `steps` plain steps of f from 0, differentiable by keeping them all: stopped early, or nearly solved."""
     f, readout = model.cell(), model.readout()
 

@@ -1,0 +1,157 @@
+"""Attacks: feasible, as strong as the baseline, independent of the batch, deterministic, exact gradients behind them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from jiio.models import Classifier, ClassifierConfig, classifier
+from jiio.tasks.adversarial import AdversarialLoss
+from jiio.tasks.attack import JointAttack, PGDAttack, attack
+from jiio.tasks.masking import audit, bad_gradients, surrogate, transferred, unrolled_logits
+from jiio.tasks.threat import Threat
+
+
+def model(seed: int = 0, dtype: torch.dtype = torch.float32) -> Classifier:
+    torch.manual_seed(seed)
+    config = ClassifierConfig(image_shape=(1, 8, 8), classes=4, channels=(4, 8), patch=1, contraction=0.8)
+    made = classifier(config).to(dtype)
+    with torch.no_grad():
+        made.head.weight.mul_(10)  # sharp enough for attacks to matter
+    return made
+
+
+def images(count: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(count, 1, 8, 8, generator=generator, dtype=dtype)
+    return x, model(dtype=dtype)(x).argmax(1)
+
+
+@pytest.mark.parametrize("norm, radius", [("l2", 0.8), ("linf", 0.1)])
+@pytest.mark.parametrize("method", [JointAttack(restarts=3), PGDAttack(), PGDAttack(warm=True)])
+def test_no_attacked_image_leaves_ball_or_box(norm, radius: float, method) -> None:
+    x, labels = images()
+    x[0] = x[0].round()  # on the box's edge
+    found = attack(model(), x, labels, Threat(norm, radius), method)
+    offset = (found.images - x).flatten(1)
+    size = offset.norm(dim=1) if norm == "l2" else offset.abs().amax(1)
+    assert float(size.max()) <= radius + 1e-6
+    assert float(found.images.min()) >= 0
+    assert float(found.images.max()) <= 1
+    assert bool(found.resolved.all())
+
+
+@pytest.mark.parametrize("norm, radius", [("l2", 0.8), ("linf", 0.1)])
+def test_the_joint_attack_is_as_strong_as_many_steps_of_pgd(norm, radius: float) -> None:
+    x, labels = images(16)
+    threat = Threat(norm, radius)
+    joint = attack(model(), x, labels, threat, JointAttack(steps=60))
+    pgd = attack(model(), x, labels, threat, PGDAttack(steps=100, rate=3.0 if norm == "l2" else 0.2))
+    clean = attack(model(), x, labels, Threat(norm, 1e-6), JointAttack(steps=1))
+    assert float(joint.loss.mean()) > 0.99 * float(pgd.loss.mean())
+    assert float(joint.loss.mean()) > float(clean.loss.mean()) + 0.1
+    assert joint.work.vjp < pgd.work.vjp / 3
+
+
+def test_a_targeted_attack_raises_the_target() -> None:
+    x, labels = images(8)
+    target = (labels + 1) % 4
+    threat = Threat("l2", 1.5)
+    found = attack(model(), x, labels, threat, JointAttack(steps=40), target=target)
+    before, after = (
+        torch.log_softmax(model()(images), dim=1).gather(1, target[:, None]) for images in (x, found.images)
+    )
+    assert bool((after > before).all())
+    assert bool((found.robust == (found.prediction != target)).all())
+
+
+def test_attacks_with_restarts_do_not_depend_on_the_batch() -> None:
+    x, labels = images(5)
+    threat, method = Threat("l2", 0.8), JointAttack(restarts=3, steps=60)
+    together = attack(model(), x, labels, threat, method)
+    for i in range(len(x)):
+        alone = attack(model(), x[i : i + 1], labels[i : i + 1], threat, method)
+        assert float((alone.images[0] - together.images[i]).abs().max()) < 1e-5
+        assert float((alone.loss[0] - together.loss[i]).abs()) < 1e-5
+
+
+def test_restarts_never_weaken_an_attack() -> None:
+    x, labels = images(8)
+    threat = Threat("l2", 0.8)
+    one, five = (attack(model(), x, labels, threat, JointAttack(restarts=n)) for n in (1, 5))
+    assert bool((five.loss >= one.loss - 1e-6).all())
+
+
+def test_the_training_gradient_is_that_of_the_loss_at_the_attacked_images() -> None:
+    """Against the exact gradient through the equilibrium at the images that the attack found."""
+    net, (x, labels) = model(dtype=torch.float64), images(4, torch.float64)
+    method = JointAttack(steps=200)
+    loss, solution = AdversarialLoss(net, Threat("l2", 0.5), method=method)(x, labels)
+    net.tol = 1e-10
+    reference = torch.nn.functional.cross_entropy(net(solution.value.x), labels)
+    parameters = list(net.parameters())
+    found, expected = (torch.autograd.grad(value, parameters) for value in (loss, reference))
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-2)
+    scale = max(float(g.norm()) for g in expected)
+    for a, b in zip(found, expected, strict=True):
+        assert float((a - b).norm()) < 2e-2 * scale
+
+
+def test_a_share_of_the_clean_loss() -> None:
+    net, (x, labels) = model(), images(4)
+    clean = torch.nn.functional.cross_entropy(net(x), labels)
+    adversarial, _ = AdversarialLoss(net, Threat("l2", 0.5))(x, labels)
+    mixed, _ = AdversarialLoss(net, Threat("l2", 0.5), clean=0.25)(x, labels)
+    assert mixed.item() == pytest.approx(0.75 * adversarial.item() + 0.25 * clean.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("tiny", [Threat("l2", 1e-9), Threat("linf", 1e-9)])
+def test_at_radius_0_the_attack_finds_the_clean_image(tiny: Threat) -> None:
+    x, labels = images(4)
+    found = attack(model(), x, labels, tiny, JointAttack(steps=5))
+    assert float((found.images - x).abs().max()) < 1e-6
+    assert bool(found.robust.all())
+
+
+def test_bad_input_is_refused() -> None:
+    x, labels = images(4)
+    with pytest.raises(ValueError, match=r"must lie in \[0.0, 1.0\]"):
+        attack(model(), x * 2 + 0.1, labels, Threat())
+    with pytest.raises(ValueError, match="labels of shape"):
+        attack(model(), x, labels[:2], Threat())
+    with pytest.raises(ValueError, match="radius"):
+        Threat("l2", 0.0)
+    with pytest.raises(ValueError, match="norm"):
+        Threat("l1", 1.0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="restarts"):
+        JointAttack(restarts=0)
+    with pytest.raises(ValueError, match="clean"):
+        AdversarialLoss(model(), Threat(), clean=1.0)
+
+
+def test_gradients_exist_in_eval_mode() -> None:
+    net, (x, _) = model().eval(), images(3)
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(net(x).square().sum(), x)
+    assert bool((gradient.flatten(1).norm(dim=1) > 0).all())
+
+
+def test_an_audit_finds_nothing_on_a_plain_model_and_masking_on_a_saturated_one() -> None:
+    x, labels = images(16)
+    net = model()
+    other = surrogate(x, labels, steps=20)
+    found = audit(net, x, labels, Threat("l2", 0.5), other=other)
+    assert found.bad_gradients == 0
+    assert found.radius["8"] == 0 or found.findings
+    assert found.clean == 1
+    with torch.no_grad():
+        net.head.weight.mul_(1e6)  # the loss underflows to 0 and takes its gradient with it
+    assert bad_gradients(net, x, labels) > 0.5
+
+
+def test_unrolled_logits_approach_the_equilibrium() -> None:
+    net, (x, labels) = model(), images(4)
+    with torch.no_grad():
+        assert torch.allclose(unrolled_logits(net, 60)(x), net(x), atol=1e-2)
+    assert 0 <= transferred(net, unrolled_logits(net, 10), x, labels, Threat("l2", 0.5)) <= 1
