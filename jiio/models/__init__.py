@@ -3,6 +3,8 @@
 from jiio.models.activation import Activation
 from jiio.models.cell import WellPosedCell
 from jiio.models.classifier import Classifier, ClassifierConfig, classifier
+from jiio.models.context_classifier import ContextClassifier, ContextConfig, context_classifier
+from jiio.models.film import FilmInjection
 from jiio.models.generator import Generator, GeneratorConfig, generator
 from jiio.models.image_injection import ImageInjection
 from jiio.models.injection import LatentInjection
@@ -14,12 +16,16 @@ __all__ = [
     "Activation",
     "Classifier",
     "ClassifierConfig",
+    "ContextClassifier",
+    "ContextConfig",
+    "FilmInjection",
     "Generator",
     "GeneratorConfig",
     "ImageInjection",
     "LatentInjection",
     "WellPosedCell",
     "classifier",
+    "context_classifier",
     "convolution_norm",
     "generator",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,9 @@ Shape = tuple[int, int, int]  # channels, height, width
 
 
 class Injection(Protocol):
-    """An explicit network u(x). `gain` bounds |u(x) - u(x')| / |x - x'|; `bind` fixes its weights for a solve."""
+    """An explicit network u(x), of whatever x the cell is given. `bind` fixes its weights for a solve."""
 
-    @property
-    def gain(self) -> float: ...
-
-    def bind(self) -> Callable[[Tensor], Maps]: ...
+    def bind(self) -> Callable[[Any], Maps]: ...
 
 
 class LatentInjection(nn.Module):

@@ -1,0 +1,139 @@
+"""A classifier that a task vector adapts: images and a vector -> features, compared with those of labelled examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jiio.models.activation import Activation, Name
+from jiio.models.cell import WellPosedCell
+from jiio.models.film import FilmInjection
+from jiio.models.image_injection import ImageInjection
+from jiio.models.injection import Maps, Shape
+from jiio.models.mdeq import MDEQ
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """All that rebuilds a `ContextClassifier` but its weights. `to_dict` and `from_dict` go through JSON.
+
+    image_shape: (channels, height, width).  channels, patch, contraction, limit: as of `ClassifierConfig`.
+    film: entries of the task vector that scale and shift.  features: of an image, which classes are told apart by.
+    """
+
+    image_shape: Shape = (1, 28, 28)
+    channels: tuple[int, ...] = (16, 32)
+    patch: int = 2
+    film: int = 16
+    features: int = 32
+    cell: Literal["well_posed", "mdeq"] = "well_posed"
+    contraction: float = 0.7
+    limit: float = 6.0
+    activation: Name = "silu"
+
+    def __post_init__(self) -> None:
+        divisor = self.patch * 2 ** (len(self.channels) - 1)
+        _, height, width = self.image_shape
+        if height % divisor or width % divisor or not height or not width:
+            raise ValueError(
+                f"an image of {height}x{width} does not divide by {divisor} = patch {self.patch} times 2 for each "
+                f"further scale of channels {self.channels}: resize or pad it, or use fewer scales or a smaller patch"
+            )
+        if self.features < 1:
+            raise ValueError(f"features must be at least 1, got {self.features}")
+        if self.cell not in ("well_posed", "mdeq"):
+            raise ValueError(f"cell must be 'well_posed' or 'mdeq', got {self.cell!r}")
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """(channels, height, width) of the scales of z."""
+        _, height, width = self.image_shape
+        sides = [(height // (self.patch << s), width // (self.patch << s)) for s in range(len(self.channels))]
+        return tuple((count, *side) for count, side in zip(self.channels, sides, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ContextConfig:
+        """The inverse of `to_dict`, also after JSON made lists of the tuples."""
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+
+class ContextClassifier(nn.Module):
+    """e = inject(images) once a solve; z* = f(z*, v, e); features of z*; logits by distance to each class.
+
+    The task vector of an N-way task has `film` entries v, which scale and shift what enters the cell, and N times
+    `features` entries, which move the classes: class n sits at the mean feature of its examples plus its own entries. At 0
+    this is a prototypical network (Snell et al. 2017); adapting moves both.
+
+    Buffer `curvature`: of the support objective in the task vector at 0, kept by training; steps are measured by it.
+    """
+
+    curvature: Tensor
+
+    def __init__(self, config: ContextConfig):
+        super().__init__()
+        self.config = config
+        activation = Activation(config.activation)
+        self.injection = ImageInjection(
+            config.image_shape, config.shapes, patch=config.patch, limit=config.limit, activation=activation
+        )
+        film = FilmInjection(config.channels, size=config.film)
+        self.equilibrium: WellPosedCell | MDEQ
+        if config.cell == "mdeq":
+            self.equilibrium = MDEQ(film, channels=config.channels)
+        else:
+            self.equilibrium = WellPosedCell(
+                film, channels=config.channels, contraction=config.contraction, activation=activation
+            )
+        _, height, width = config.shapes[-1]
+        self.head = nn.Linear(sum(config.channels) * height * width, config.features)
+        self.sharpness = nn.Parameter(torch.tensor(0.0))
+        self.register_buffer("curvature", torch.tensor(1.0))
+
+    def inject(self, images: Tensor) -> Maps:
+        """What of the images enters the cell, with graph where gradients are enabled."""
+        return self.injection.bind()(images)
+
+    def cell(self) -> Callable[[Maps, Tensor, Maps], Maps]:
+        """f(z, v, e) with weights bound once: v (images, film), e from `inject`."""
+        f: Any = self.equilibrium.cell()
+        return lambda z, v, e: f(z, (e, v))
+
+    def features(self) -> Callable[[Maps], Tensor]:
+        """z -> features (images, features) with weights bound once."""
+        weight, bias = self.head.weight + 0.0, self.head.bias + 0.0
+        sides = self.config.shapes[-1][1:]
+
+        def read(z: Maps) -> Tensor:
+            pooled = [F.avg_pool2d(part, n) * n if (n := part.shape[2] // sides[0]) > 1 else part for part in z]
+            return F.linear(torch.cat(pooled, dim=1).flatten(1), weight, bias)
+
+        return read
+
+    def logits(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """(features (tasks, images, p), centres of classes (tasks, ways, p)) -> logits (tasks, images, ways)."""
+        sharpness = torch.exp(self.sharpness)
+
+        def compare(found: Tensor, centers: Tensor) -> Tensor:
+            squares = (found[:, :, None] - centers[:, None]).square().sum(-1)
+            return -sharpness * squares / found.shape[-1] ** 0.5
+
+        return compare
+
+    def start(self, images: Tensor) -> Maps:
+        """z = 0 for images."""
+        return tuple(images.new_zeros(len(images), *shape) for shape in self.config.shapes)
+
+
+def context_classifier(config: ContextConfig) -> ContextClassifier:
+    """A `ContextClassifier` with fresh weights from torch's global random state."""
+    return ContextClassifier(config)
