@@ -11,11 +11,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from jiio.models import Classifier, ClassifierConfig, Generator, GeneratorConfig, classifier, generator
+from jiio.models import (
+    Classifier,
+    ClassifierConfig,
+    ContextClassifier,
+    ContextConfig,
+    Generator,
+    GeneratorConfig,
+    classifier,
+    context_classifier,
+    generator,
+)
 
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
-Model = Generator | Classifier
+Model = Generator | Classifier | ContextClassifier
 REFERENCE = "reference.json"
 
 
@@ -64,6 +74,8 @@ def fresh(task: str, values: dict[str, Any]) -> Model:
         return generator(GeneratorConfig.from_dict(values))
     if task == "classification":
         return classifier(ClassifierConfig.from_dict(values))
+    if task == "meta":
+        return context_classifier(ContextConfig.from_dict(values))
     raise ValueError(f"there is no model for the task {task!r}")
 
 

@@ -10,13 +10,15 @@ import torch
 import tyro
 
 from jiio.app import evaluate as evaluation
-from jiio.app import evaluate_classifier
-from jiio.app.commands import SHOWN, Common, images_of, open_model, own_run
+from jiio.app import evaluate_classifier, evaluate_meta
+from jiio.app.commands import SHOWN, Common, images_of, open_model, own_run, text
 from jiio.app.commands_classifier import labelled, threat_of, training_seconds
 from jiio.app.progress import images_bar
-from jiio.app.run_folder import RunFolder, UserError
+from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.app.table import console
-from jiio.models import Classifier, Generator
+from jiio.data import data_root
+from jiio.data.omniglot import omniglot
+from jiio.models import Classifier, ContextClassifier, Generator
 from jiio.tasks.generation import PRIOR
 from jiio.tasks.ppca import PPCA
 
@@ -28,7 +30,7 @@ class Evaluate(Common):
     """How good is a trained model on test images it has not seen?
 
     A generator: reconstruction and restoration, beside PCA and probabilistic PCA. A classifier: accuracy, clean and under
-    attack, by this project's attacks and by other people's.
+    attack, by this project's attacks and by other people's. A model that adapts: accuracy on new tasks.
 
     Examples: jiio evaluate mnist-generator --data-dir DATA
               jiio evaluate mnist-classifier --data-dir DATA --images 500
@@ -44,6 +46,8 @@ class Evaluate(Common):
     """Draws of every damage (generators)."""
     radius: float | None = None
     """Radius of the attacks; that of the training otherwise (classifiers)."""
+    tasks: int = 600
+    """Tasks (models that adapt)."""
 
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
@@ -53,7 +57,9 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     folder, model, config = open_model(options.run, options.device)
     if isinstance(model, Generator):
         return _evaluate_generator(options, folder, model, config)
-    return _evaluate_classifier(options, folder, model, config)
+    if isinstance(model, Classifier):
+        return _evaluate_classifier(options, folder, model, config)
+    return _evaluate_meta(options, folder, model, config)
 
 
 def _chosen(options: Evaluate, count: int) -> torch.Tensor:
@@ -86,6 +92,24 @@ def _evaluate_classifier(options: Evaluate, folder: Path, model: Classifier, con
         )
     report = {"data": config["data"], "training_seconds": training_seconds(folder)} | report
     evaluate_classifier.show_report(report)
+    if own_run(folder):
+        console.print(f"wrote {RunFolder(folder).write_json('report.json', report)}")
+    return report
+
+
+def _evaluate_meta(options: Evaluate, folder: Path, model: ContextClassifier, config: dict[str, Any]) -> dict[str, Any]:
+    if options.tasks < 2:
+        raise UserError(f"--tasks must be at least 2, got {options.tasks}")
+    training = config.get("training", {})
+    with user_input():
+        characters = omniglot("test", data_root(text(options.data_dir)), division=training.get("division", "random"))
+    prior = training.get("prior", evaluate_meta.PRIOR)
+    with images_bar("tasks", total=evaluate_meta.evaluated_tasks(options.tasks)) as watch:
+        report = evaluate_meta.evaluate(
+            model, characters.to(options.device), tasks=options.tasks, prior=prior, seed=options.seed, watch=watch
+        )
+    report = {"data": config["data"], "training_seconds": training_seconds(folder)} | report
+    evaluate_meta.show_report(report)
     if own_run(folder):
         console.print(f"wrote {RunFolder(folder).write_json('report.json', report)}")
     return report

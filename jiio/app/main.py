@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import tyro
 
-from jiio.app import commands, commands_bench, commands_classifier, commands_evaluate
+from jiio.app import commands, commands_bench, commands_classifier, commands_evaluate, commands_meta
 from jiio.app.run_folder import UserError, write_json
 
 
@@ -30,8 +30,12 @@ COMMANDS = {
         commands_classifier.train_adversarial,
         "train a classifier against attacks",
     ),
+    "train meta": Command(
+        commands_meta.TrainMeta, commands_meta.train_meta, "train a classifier that adapts to few examples"
+    ),
     "evaluate": Command(commands_evaluate.Evaluate, commands_evaluate.evaluate, "measure a model on test images"),
     "attack": Command(commands_classifier.AttackFiles, commands_classifier.attack_files, "attack your own image files"),
+    "adapt": Command(commands_meta.Adapt, commands_meta.adapt, "label your own images from a few examples"),
     "audit": Command(
         commands_classifier.AuditRun, commands_classifier.audit_run, "is a robust classifier really robust"
     ),

@@ -27,9 +27,11 @@ from jiio.precondition import Scalar, Step
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Work
 from jiio.solve import solve
+from jiio.solver import Anderson, Delayed
 
 PRIOR = 0.02
 RATE = 0.5
+SOLVER = Delayed(Anderson(6), after=10)
 Gradient = Literal["exact", "first_order"]
 
 
@@ -222,7 +224,8 @@ class MetaLoss(nn.Module):
         """The adaptation, without graph."""
         if self.optimizer is not None:
             return nested(problem, first, optimizer=self.optimizer, rounds=max(self.steps, 1), warm=self.warm)
-        return solve(problem, first, step=step(self.model), max_steps=max(self.steps, 1), on_failure="ignore")
+        steps = max(self.steps, 1)
+        return solve(problem, first, step=step(self.model), solver=SOLVER, max_steps=steps, on_failure="ignore")
 
     def attach(self, problem: Problem, solution: Solution[State], episode: Episode) -> State:
         """The solution as a function of the model's parameters, as `gradient` says."""

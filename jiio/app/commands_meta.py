@@ -1,0 +1,105 @@
+"""`jiio train meta`, `jiio adapt`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jiio.app.commands import Common, open_model, text, train
+from jiio.app.run_folder import RunFolder, UserError
+from jiio.app.train_meta import Training, default_folder, make_trainer
+from jiio.models import ContextClassifier
+from jiio.tasks.meta import PRIOR
+
+Positional = tyro.conf.Positional
+
+
+@dataclass(frozen=True)
+class TrainMeta(Common):
+    """Train a classifier that adapts to a few labelled examples, over tasks drawn from Omniglot's characters.
+
+    Example: jiio train meta --ways 5 --shots 1 --data-dir DATA
+    """
+
+    data_dir: Path | None = None
+    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
+    output: Path | None = None
+    """Run folder; runs/meta-omniglot-WAYSwaySHOTSshot-SEED otherwise."""
+    resume: bool = False
+    """Go on from the last checkpoint of the same command."""
+    overwrite: bool = False
+    """Delete the run that the folder holds already."""
+    ways: int = 5
+    """Classes of a task that the model is for."""
+    shots: int = 1
+    """Labelled examples of each class."""
+    train_ways: int | None = None
+    """Classes of a training task; 20 or `ways`, whichever is more, otherwise."""
+    queries: int = 2
+    """Unlabelled images of each class in a training task."""
+    tasks: int = 2
+    """Tasks of an optimiser step."""
+    gradient: Literal["exact", "first_order"] = "exact"
+    """Outer gradient: exact needs a linear solve, first_order is cheaper and biased."""
+    adaptation: Literal["joint", "nested", "none"] = "joint"
+    """joint; nested, the baseline; none, a prototypical network."""
+    division: Literal["random", "original"] = "random"
+    """1200 characters of all alphabets for training, or the 964 of the original background set."""
+    cell: Literal["well_posed", "mdeq"] = "well_posed"
+    """well_posed is a contraction by construction; mdeq is the paper's cell."""
+    steps: int = 1500
+    """Optimiser steps."""
+    learning_rate: float = 3e-3
+    """Of Adam, at its highest."""
+
+
+def train_meta(options: TrainMeta) -> dict[str, Any]:
+    """`jiio train meta`."""
+    training = Training(
+        ways=options.ways,
+        shots=options.shots,
+        train_ways=options.train_ways or max(20, options.ways),
+        queries=options.queries,
+        tasks=options.tasks,
+        gradient=options.gradient,
+        adaptation=options.adaptation,
+        division=options.division,
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
+    trainer, config = make_trainer(training, data_dir=text(options.data_dir), cell=options.cell, device=options.device)
+    folder = RunFolder(options.output or default_folder(options.ways, options.shots, options.seed))
+    train(folder, trainer, config, resume=options.resume, overwrite=options.overwrite)
+    return {"run": str(folder.path), "steps": trainer.step}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapt(Common):
+    """Label your own images from a few examples of each class.
+
+    FOLDER has a sub-folder of examples for each class, named after it, and beside them the images to label.
+
+    Example: jiio adapt omniglot-5way1shot letters
+    """
+
+    run: Positional[str]
+    """Run folder or the name of a packaged model."""
+    folder: Positional[Path]
+    """Folder with a sub-folder for each class, and the images to label."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("adapted.png")
+    """Picture of examples and answers."""
+
+
+def adapt(options: Adapt) -> dict[str, Any]:
+    """`jiio adapt RUN FOLDER`."""
+    from jiio.app.adapt_folder import adapt_folder
+
+    folder, model, config = open_model(options.run, options.device)
+    if not isinstance(model, ContextClassifier):
+        raise UserError(f"{folder} is a run of {config['task']}, not of a model that adapts")
+    prior = config.get("training", {}).get("prior", PRIOR)
+    return adapt_folder(model, options.folder, options.output, device=options.device, prior=prior)

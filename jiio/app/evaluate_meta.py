@@ -1,0 +1,98 @@
+"""`jiio evaluate RUN` for a meta-trained classifier: accuracy on new tasks, beside the same model without adaptation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from jiio.app.table import show, with_interval
+from jiio.data.episodes import Episodes
+from jiio.models import ContextClassifier
+from jiio.optimizer import Adam
+from jiio.tasks.meta import PRIOR, Episode, MetaLoss
+from jiio.tasks.metrics import interval
+
+TASKS = 10  # at a time
+QUERIES = 5
+STEPS = 100
+SETTINGS = ((5, 1), (5, 5), (20, 1))
+Watch = Callable[[int], None]
+
+
+def evaluate(
+    model: ContextClassifier, images: torch.Tensor, *, tasks: int, prior: float = PRIOR, seed: int = 0,
+    watch: Watch | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """{"5way-1shot": {joint, nested, prototypes: {accuracy: {mean, low, high}, ...}}, ...} on tasks from `images`
+    (characters, drawings, ...); `watch` is told of every task done (`evaluated_tasks` in all)."""
+    report: dict[str, Any] = {"tasks": tasks}
+    methods = {
+        "joint": MetaLoss(model, gradient="first_order", prior=prior, steps=STEPS),
+        "nested": MetaLoss(model, gradient="first_order", prior=prior, steps=40, optimizer=Adam(0.1)),
+        "prototypes": MetaLoss(model, gradient="first_order", prior=prior, steps=0),
+    }
+    for ways, shots in SETTINGS:
+        episodes = Episodes(images, ways, shots, QUERIES, seed=seed)
+        report[f"{ways}way-{shots}shot"] = {
+            name: _accuracy(loss, episodes, tasks, watch) for name, loss in methods.items()
+        }
+    return report
+
+
+def evaluated_tasks(tasks: int) -> int:
+    """How many adaptations `evaluate` does."""
+    return 3 * len(SETTINGS) * tasks
+
+
+def _accuracy(loss: MetaLoss, episodes: Episodes, tasks: int, watch: Watch | None) -> dict[str, Any]:
+    right: list[float] = []
+    converged, support, seconds, work = 0, 0.0, 0.0, 0
+    for first in range(0, tasks, TASKS):
+        count = min(TASKS, tasks - first)
+        episode = Episode(*episodes.draw(first, count), episodes.ways)  # pyright: ignore[reportCallIssue]
+        began = time.perf_counter()
+        with torch.no_grad():
+            _, logits, solution = loss(episode)
+        seconds += time.perf_counter() - began
+        right += (logits.argmax(2) == episode.query_labels).float().mean(1).tolist()
+        converged += int(solution.converged.sum())
+        support += float(solution.cost.sum())
+        work += solution.work.f + solution.work.vjp
+        if watch:
+            watch(count)
+    return {
+        "accuracy": interval(right),
+        "support_objective": support / tasks,
+        "converged": converged / tasks,
+        "evaluations": work / tasks,
+        "seconds": seconds,
+    }
+
+
+def show_report(report: dict[str, Any]) -> None:
+    """A line for each kind of task."""
+    lines = []
+    for name in (f"{ways}way-{shots}shot" for ways, shots in SETTINGS):
+        row = report[name]
+        accuracies = [
+            with_interval({key: 100 * value for key, value in row[method]["accuracy"].items()})
+            for method in ("joint", "nested", "prototypes")
+        ]
+        joint, nested = row["joint"], row["nested"]
+        lines.append(
+            [
+                name,
+                *accuracies,
+                f"{100 * joint['converged']:.1f}",
+                f"{joint['evaluations']:.0f} / {nested['evaluations']:.0f}",
+            ]
+        )
+    show(
+        f"Accuracy in % on {report['tasks']} new tasks",
+        ("task", "joint", "nested", "prototypes", "converged %", "f + VJPs, joint / nested"),
+        lines,
+        note="prototypes: the same model without adaptation; evaluations of f and VJPs of one task's adaptation",
+    )

@@ -1,0 +1,155 @@
+"""`jiio train meta`: a classifier that adapts to a few labelled examples, trained over tasks drawn from characters."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from jiio.app.run_folder import user_input
+from jiio.app.training import learning_rate, set_learning_rate
+from jiio.data import data_root
+from jiio.data.episodes import Episodes
+from jiio.data.omniglot import Division, omniglot
+from jiio.models import ContextConfig, context_classifier
+from jiio.optimizer import Adam
+from jiio.tasks.meta import PRIOR, Episode, Gradient, MetaLoss, measured_curvature
+
+Adaptation = Literal["joint", "nested", "none"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Options of a training that decide its result; saved in the run's config.json.
+
+    ways, shots: of the tasks that the model is for.  train_ways: classes of a training task, more than `ways` to learn
+    more from as many images.  queries: unlabelled images of each class.  tasks: a step.
+    adaptation: joint; nested, the baseline; none, a prototypical network.  adaptation_steps: of either.
+    """
+
+    ways: int = 5
+    shots: int = 1
+    train_ways: int = 20
+    queries: int = 3
+    tasks: int = 2
+    gradient: Gradient = "exact"
+    adaptation: Adaptation = "joint"
+    adaptation_steps: int = 12
+    prior: float = PRIOR
+    division: Division = "random"
+    steps: int = 2000
+    learning_rate: float = 2e-3
+    warm_up: int = 50
+    clip: float = 5.0
+    refresh_every: int = 20
+    seed: int = 0
+
+
+class Trainer:
+    """The state of a training: `step` optimiser steps done."""
+
+    def __init__(self, characters: Tensor, config: ContextConfig, training: Training, *, device: str = "cpu"):
+        self.training, self.device = training, device
+        with user_input():
+            self.episodes = Episodes(
+                characters, training.train_ways, training.shots, training.queries, turned=True, seed=training.seed
+            )
+        torch.manual_seed(training.seed)
+        self.model = context_classifier(config).to(device)
+        nested = training.adaptation == "nested"
+        self.loss = MetaLoss(
+            self.model,
+            gradient=training.gradient,
+            prior=training.prior,
+            steps=0 if training.adaptation == "none" else training.adaptation_steps,
+            optimizer=Adam(0.1) if nested else None,
+        )
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
+        self.step = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.training.steps
+
+    def episode(self) -> Episode:
+        """The tasks of this step."""
+        support, labels, query, answers = self.episodes.draw(self.step, self.training.tasks)
+        return Episode(
+            support.to(self.device), labels.to(self.device), query.to(self.device), answers.to(self.device),
+            self.training.train_ways,
+        )  # fmt: skip
+
+    def advance(self) -> dict[str, float]:
+        """One optimiser step."""
+        training, episode = self.training, self.episode()
+        if self.step % training.refresh_every == 0 and training.adaptation != "none":
+            self.refresh(episode)
+        loss, logits, solution = self.loss(episode)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
+        share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
+        set_learning_rate(self.optimizer, training.learning_rate * share)
+        self.optimizer.step()
+        self.step += 1
+        residual = solution.residual.median(0).values
+        return {
+            "step": self.step,
+            "loss": float(loss.detach()),
+            "accuracy": float((logits.argmax(2) == episode.query_labels).float().mean()),
+            "support": float(solution.cost.mean()),
+            "residual_z": float(residual[0]),
+            "residual_mu": float(residual[1]),
+            "residual_x": float(residual[2]),
+            "converged": float(solution.converged.float().mean()),
+            "curvature": float(self.model.curvature),
+            "vector": float(solution.value.x.norm(dim=1).mean()),
+            "gradient_norm": float(norm),
+        }
+
+    def refresh(self, episode: Episode) -> None:
+        """Measure the curvature that the adaptation's steps go by: the largest of late is kept, slowly forgotten."""
+        found = measured_curvature(
+            self.model, episode.support, episode.support_labels, episode.ways, prior=self.training.prior
+        )
+        self.model.curvature.copy_(torch.maximum(found, FORGET * self.model.curvature) if self.step else found)
+
+    def finish(self) -> None:
+        """Measure the curvature on tasks of the size that the model is for."""
+        training = self.training
+        episodes = Episodes(self.episodes.images, training.ways, training.shots, training.queries, seed=training.seed)
+        support, labels, _, _ = (part.to(self.device) for part in episodes.draw(0, FINISH_TASKS))
+        self.model.curvature.copy_(measured_curvature(self.model, support, labels, training.ways, prior=training.prior))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the weights."""
+        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+FORGET = 0.8
+FINISH_TASKS = 32
+
+
+def make_trainer(
+    training: Training, *, data_dir: str | None = None, cell: str = "well_posed", device: str = "cpu"
+) -> tuple[Trainer, dict[str, Any]]:
+    """The trainer of a command's options, and the configuration that rebuilds it."""
+    with user_input():
+        characters = omniglot("train", data_root(data_dir), division=training.division)
+    config = ContextConfig(cell="mdeq" if cell == "mdeq" else "well_posed")
+    saved = {"task": "meta", "data": "omniglot", "model": config.to_dict(), "training": asdict(training)}
+    return Trainer(characters, config, training, device=device), saved
+
+
+def default_folder(ways: int, shots: int, seed: int) -> Path:
+    """runs/meta-omniglot-WAYSwaySHOTSshot-SEED."""
+    return Path("runs") / f"meta-omniglot-{ways}way{shots}shot-{seed}"

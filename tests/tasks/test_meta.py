@@ -1,0 +1,173 @@
+"""Meta-learning: exact outer gradient against differences and unrolling, safeguards, equal optima, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jiio import Adam, solve
+from jiio.joint import equilibrium
+from jiio.models import ContextClassifier, ContextConfig, context_classifier
+from jiio.solution import Work
+from jiio.tasks.meta import SOLVER, Episode, MetaLoss, Query, adapt, adaptation, measured_curvature, start, step
+
+WAYS = 3
+
+
+def model(dtype: torch.dtype = torch.float64) -> ContextClassifier:
+    torch.manual_seed(0)
+    config = ContextConfig(image_shape=(1, 8, 8), channels=(4, 6), patch=2, film=3, features=4)
+    made = context_classifier(config).to(dtype)
+    with torch.no_grad():
+        made.head.weight.mul_(1.5)
+    return made
+
+
+def episode(dtype: torch.dtype = torch.float64, tasks: int = 2, shots: int = 2) -> Episode:
+    generator = torch.Generator().manual_seed(2)
+    prototypes = torch.rand(tasks, WAYS, 1, 8, 8, generator=generator, dtype=dtype)
+
+    def around(count: int) -> Tensor:
+        noise = torch.rand(tasks, WAYS, count, 1, 8, 8, generator=generator, dtype=dtype)
+        return (0.6 * prototypes[:, :, None] + 0.4 * noise).flatten(1, 2)
+
+    labels = torch.arange(WAYS).repeat_interleave(shots).expand(tasks, -1)
+    return Episode(around(shots), labels, around(shots), labels, WAYS)
+
+
+def calibrated(dtype: torch.dtype = torch.float64) -> tuple[ContextClassifier, Episode]:
+    net, given = model(dtype), episode(dtype)
+    net.curvature.copy_(measured_curvature(net, given.support, given.support_labels, WAYS))
+    return net, given
+
+
+def bilevel(net: ContextClassifier, given: Episode) -> Tensor:
+    """The outer loss, its inner problem solved far beyond need."""
+    with torch.no_grad():
+        solution = adapt_well(net, given)
+        query = Query(net, tol=1e-11)
+        logits = query(solution.value, given.support_labels, given.query, WAYS)
+        return F.cross_entropy(logits.flatten(0, 1), given.query_labels.flatten())
+
+
+def adapt_well(net: ContextClassifier, given: Episode):
+    problem = adaptation(net, given.support, given.support_labels, WAYS)
+    return solve(problem, start(net, given.support, WAYS), step=step(net), solver=SOLVER, max_steps=3000, tol=1e-11)
+
+
+def test_the_exact_outer_gradient_agrees_with_differences_of_the_whole_loss() -> None:
+    net, given = calibrated()
+    loss = MetaLoss(net, steps=3000, linear_tol=1e-10, linear_steps=1000)
+    loss.query = Query(net, tol=1e-11)
+    loss.solve = lambda problem, first: adapt_well(net, given)  # pyright: ignore[reportAttributeAccessIssue]
+    value, _, _ = loss(given)
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(value, parameters)
+    generator = torch.Generator().manual_seed(3)
+    directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
+    eps, values = 2e-5, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, d in zip(parameters, directions, strict=True):
+                p.add_(d, alpha=sign * eps)
+        values.append(bilevel(net, given).item())
+        with torch.no_grad():
+            for p, d in zip(parameters, directions, strict=True):
+                p.sub_(d, alpha=sign * eps)
+    assert slope == pytest.approx((values[0] - values[1]) / (2 * eps), rel=1e-5)
+
+
+def test_the_first_order_gradient_drops_a_part_that_is_there() -> None:
+    net, given = calibrated()
+    parameters = list(net.parameters())
+
+    def gradient(kind) -> Tensor:
+        value, _, _ = MetaLoss(net, gradient=kind, steps=300, linear_tol=1e-6, linear_steps=300)(given)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
+
+    exact, first = gradient("exact"), gradient("first_order")
+    cosine = float(torch.cosine_similarity(exact, first, dim=0))
+    assert 0.3 < cosine < 0.99999
+    assert float((exact - first).norm()) > 1e-3 * float(exact.norm())
+
+
+def test_joint_and_nested_adaptation_find_the_same_vector_and_joint_with_less_work() -> None:
+    net, given = calibrated()
+    joint = MetaLoss(net, steps=300)(given)[2]
+    nested = MetaLoss(net, steps=80, optimizer=Adam(0.1))(given)[2]
+    assert bool(joint.converged.all())
+    assert float((joint.cost - nested.cost).abs().max()) < 1e-2 * float(nested.cost.mean())
+    assert joint.work.f + joint.work.vjp < (nested.work.f + nested.work.vjp) / 4
+
+
+@pytest.mark.parametrize("curvature", [1.0, 1e-3])
+def test_no_task_ends_worse_than_at_its_start(curvature: float) -> None:
+    """Even where the curvature, and with it the step, is a thousand times wrong."""
+    net, given = model(torch.float32), episode(torch.float32)
+    scale = float(measured_curvature(net, given.support, given.support_labels, WAYS))
+    net.curvature.fill_(curvature * scale)
+    problem = adaptation(net, given.support, given.support_labels, WAYS)
+    first = start(net, given.support, WAYS)
+    with torch.no_grad():
+        z = equilibrium(problem, first.z, first.x, work=Work(), tol=1e-5).value
+        before = problem.cost(z, first.x, *problem.context)
+        found = adapt(net, given.support, given.support_labels, WAYS, on_failure="ignore")
+        z = equilibrium(problem, found.value.z, found.value.x, work=Work(), tol=1e-5).value
+        after = problem.cost(z, found.value.x, *problem.context)
+    assert bool((after <= before * 1.001).all())
+
+
+def test_a_task_does_not_depend_on_the_others() -> None:
+    net, given = calibrated()
+    together = adapt(net, given.support, given.support_labels, WAYS, max_steps=200)
+    alone = adapt(net, given.support[1:], given.support_labels[1:], WAYS, max_steps=200)
+    assert float((together.value.x[1] - alone.value.x[0]).abs().max()) < 1e-10
+
+
+def test_query_images_see_nothing_of_each_other() -> None:
+    net, given = calibrated()
+    solution = adapt(net, given.support, given.support_labels, WAYS)
+    with torch.no_grad():
+        whole = Query(net)(solution.value, given.support_labels, given.query, WAYS)
+        part = Query(net)(solution.value, given.support_labels, given.query[:, :2], WAYS)
+    assert float((whole[:, :2] - part).abs().max()) < 1e-10
+
+
+def test_logits_follow_a_permutation_of_the_classes() -> None:
+    net, given = calibrated()
+    order = torch.tensor([2, 0, 1])
+    a = MetaLoss(net, steps=100)(given)[1]
+    relabelled = given._replace(support_labels=order[given.support_labels], query_labels=order[given.query_labels])
+    b = MetaLoss(net, steps=100)(relabelled)[1]
+    assert float((b[..., order] - a).abs().max()) < 1e-8
+
+
+def test_mdeq_adapts_too() -> None:
+    config = ContextConfig(image_shape=(1, 8, 8), channels=(8, 8), patch=2, film=3, features=4, cell="mdeq")
+    torch.manual_seed(0)
+    net, given = context_classifier(config), episode(torch.float32)
+    value, logits, _ = MetaLoss(net, gradient="first_order", steps=5)(given)
+    value.backward()
+    assert logits.shape == (2, 6, WAYS)
+    assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)
+
+
+def test_bad_input_is_refused() -> None:
+    net, given = model(torch.float32), episode(torch.float32)
+    with pytest.raises(ValueError, match="at least one support image"):
+        adapt(net, given.support, torch.zeros_like(given.support_labels), WAYS)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        adapt(net, given.support, given.support_labels, 2)
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        adapt(net, given.support, torch.zeros_like(given.support_labels), 1)
+    with pytest.raises(ValueError, match="have shape"):
+        adapt(net, given.support[0], given.support_labels, WAYS)
+    with pytest.raises(ValueError, match="gradient must be"):
+        MetaLoss(net, gradient="second")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="features"):
+        replace(net.config, features=0)
