@@ -21,6 +21,7 @@ from jiio.solution import Work
 SHARES = {"1.5": 1.5, "1.2": 1.2, "1.05": 1.05}
 STEPS = 120  # of a method at most
 TUNING_STEPS = 60
+REFERENCE_STEPS = 600  # of the long runs behind a best known cost
 Settings = dict[str, Method]
 
 
@@ -54,7 +55,7 @@ def run_case(case: Case, *, reference: float, repeats: int, watch: Callable[[str
     """Rows of every method to every target, work and time over those of the joint solve, and the cost of a joint step."""
     tuned, chosen = case.contenders(case.tuning), case.contenders(case.measured)
     watch(f"{case.problem}: reference of the tuning batch")
-    goal = share_of(reference_cost(case, case.tuning, steps=100), 1.2)
+    goal = share_of(reference_cost(case, case.tuning, steps=REFERENCE_STEPS // 6), 1.2)
     methods: dict[str, Method] = {}
     settings_chosen: dict[str, str] = {}
     for name, settings in tuned.items():
@@ -95,9 +96,9 @@ def share_of(reference: float, share: float) -> float:
     return reference * share if reference >= 0 else reference / share
 
 
-def reference_cost(case: Case, batch: Batch, *, steps: int = 600) -> float:
+def reference_cost(case: Case, batch: Batch, *, steps: int | None = None) -> float:
     """The best known mean cost: each sample's best of long runs of several methods."""
-    return compare.reference_cost(batch.problem, [batch.origin], list(case.long(batch)), steps=steps)
+    return compare.reference_cost(batch.problem, [batch.origin], list(case.long(batch)), steps=steps or REFERENCE_STEPS)
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, float | None]:

@@ -8,14 +8,19 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from jiio import tree
 from jiio.app.bench import Batch, Case, Settings
 from jiio.app.methods import Handover, Joint, Method, Nested, TorchDEQ
 from jiio.curvature import gauss_newton, inverse_of
-from jiio.models import Generator
-from jiio.optimizer import LBFGS, Adam
+from jiio.data.episodes import Episodes
+from jiio.models import Classifier, ContextClassifier, Generator
+from jiio.optimizer import LBFGS, PGD, Adam
 from jiio.precondition import Matrix, Scalar, Step
+from jiio.problem import State
 from jiio.schedule import Switch
 from jiio.solver import Anderson
+from jiio.tasks import meta
+from jiio.tasks.attack import JointAttack, attack_problem
 from jiio.tasks.generation import (
     RATE,
     SOLVER,
@@ -26,12 +31,18 @@ from jiio.tasks.generation import (
 )
 from jiio.tasks.latent_model import density, solve_equilibrium, start
 from jiio.tasks.measurement import damage, measure
+from jiio.tasks.threat import Threat
+
+Labelled = tuple[Tensor, Tensor]  # images and their labels
 
 BATCH = 64
+TASKS = 16
 MATRIX_IMAGES = 64
-ADAM = (0.02, 0.05, 0.1, 0.2, 0.4)
+ADAM = (0.02, 0.05, 0.1, 0.2)
 RATES = (0.1, 0.2, 0.3, 0.4, 0.6)
 TOLERANCES = (1e-1, 3e-2, 1e-2)
+SOLVE_TOLS = (3e-2, 1e-2)  # of a nested method's solves
+RADII = (0.3, 1.0, 3.0, 10.0)  # steps of an attack in radii
 
 
 def generator_cases(name: str, model: Generator, train: Tensor, test: Tensor, *, prior: float) -> Iterator[Case]:
@@ -66,21 +77,128 @@ def latent_contenders(batch: Batch, matrix: Tensor) -> dict[str, Settings]:
         "joint, Anderson": {f"rate {r}": Joint(step(r), Anderson(6)) for r in RATES},
         "joint, plain steps": {f"rate {r}": Joint(Step(Scalar(r, 1 / largest))) for r in RATES},
         "joint, published settings": {"the paper's": Joint(published, Anderson(20))},
-        "nested cold Adam": {f"{r}, tol {t}": Nested(Adam(r), False, t) for r in ADAM for t in (3e-2, 1e-2)},
-        "nested warm Adam": {f"{r}, tol {t}": Nested(Adam(r), True, t) for r in ADAM for t in (3e-2, 1e-2)},
+        "nested cold Adam": nested_adam(warm=False),
+        "nested warm Adam": nested_adam(warm=True),
         "nested warm L-BFGS": {f"tol {t}": Nested(LBFGS(initial=initial), True, t) for t in TOLERANCES},
         "joint, then L-BFGS": {
             f"after {k}": Handover(Joint(step(RATE)), LBFGS(initial=initial), after=k) for k in (5, 10, 20)
         },
     }
     if find_spec("torchdeq"):
-        found["TorchDEQ, Adam"] = {f"{r}": TorchDEQ(r) for r in ADAM}
+        found["TorchDEQ, Adam"] = {f"rate {r}": TorchDEQ(Adam(r)) for r in ADAM}
     return found
+
+
+def nested_adam(*, warm: bool) -> Settings:
+    """Rates and tolerances to choose from."""
+    return {f"rate {r}, tol {t}": Nested(Adam(r), warm, t) for r in ADAM for t in SOLVE_TOLS}
+
+
+def nested_pgd(threat: Threat, *, warm: bool) -> Settings:
+    """Rates in radii, and tolerances, to choose from."""
+    return {f"rate {r}, tol {t}": Nested(PGD(threat.rule(r)), warm, t) for r in RADII for t in SOLVE_TOLS}
 
 
 def latent_references(batch: Batch, matrix: Tensor) -> tuple[Method, ...]:
     """The long runs behind a reference cost."""
     return Joint(batch.step(0.2), SOLVER), Nested(LBFGS(initial=Matrix(matrix, 1.0)), True, 1e-3)
+
+
+def attack_case(name: str, model: Classifier, train: Labelled, test: Labelled, threat: Threat) -> Case:
+    """The strongest attack on a batch of test images within the training's ball; tuned on training images."""
+    order = torch.randperm(len(test[0]), generator=torch.Generator().manual_seed(0))[:BATCH]
+    tuning, measured, single = (
+        attacked(model, images, labels, threat)
+        for images, labels in (
+            (train[0][:BATCH], train[1][:BATCH]),
+            (test[0][order], test[1][order]),
+            (test[0][order[:1]], test[1][order[:1]]),
+        )
+    )
+    return Case(
+        "attack",
+        name,
+        tuning,
+        measured,
+        single,
+        contenders=lambda batch: attack_contenders(batch, threat),
+        long=lambda batch: (Joint(batch.step(3.0)), Nested(PGD(threat.rule(1.0)), True, 1e-3)),
+    )
+
+
+def attacked(model: Classifier, images: Tensor, labels: Tensor, threat: Threat) -> Batch:
+    """Attacks from the clean images and their equilibria."""
+    with torch.no_grad():
+        problem = attack_problem(model, images, labels, threat)
+    z = model.solve(images).value
+    origin = State(z, tree.apply(torch.zeros_like, z), images)
+    return Batch(problem, origin, lambda rate: JointAttack(rate=rate).step(threat))
+
+
+def attack_contenders(batch: Batch, threat: Threat) -> dict[str, Settings]:
+    """Quasi-Newton methods have no part here: the ball is active everywhere."""
+    plain = {r: Step(threat.rule(r), lag=None, cut=None) for r in RADII}
+    published = Step(threat.rule(0.6), z=0.8, mu=0.6, schedule=Switch(at=50, factor=1 / 3), lag=None, cut=None)
+    found: dict[str, Settings] = {
+        "joint": {"default": Joint(batch.step(JointAttack().rate))},
+        "joint, no lookahead": {f"rate {r}": Joint(step) for r, step in plain.items()},
+        "joint, Anderson": {f"rate {r}": Joint(step, Anderson(6)) for r, step in plain.items()},
+        "joint, published settings": {"the paper's": Joint(published, Anderson(20))},
+        "nested cold PGD": nested_pgd(threat, warm=False),
+        "nested warm PGD": nested_pgd(threat, warm=True),
+    }
+    if find_spec("torchdeq"):
+        found["TorchDEQ, PGD"] = {f"rate {r}": TorchDEQ(PGD(threat.rule(r))) for r in RADII}
+    return found
+
+
+def adaptation_case(
+    name: str, model: ContextClassifier, train: Tensor, test: Tensor, *, ways: int, prior: float
+) -> Case:
+    """Adaptation to tasks of new characters; tuned on tasks of training characters."""
+    tuning, measured, single = (
+        adapted(model, Episodes(images, ways, 1, 1, seed=0).draw(0, count), ways, prior)
+        for images, count in ((train, TASKS), (test, TASKS), (test, 1))
+    )
+    return Case(
+        "adaptation",
+        name,
+        tuning,
+        measured,
+        single,
+        contenders=lambda batch: adaptation_contenders(batch, float(model.curvature)),
+        long=lambda batch: (Joint(batch.step(0.3)), Nested(LBFGS(), True, 1e-3)),
+    )
+
+
+def adapted(model: ContextClassifier, tasks: tuple[Tensor, ...], ways: int, prior: float) -> Batch:
+    """Task vectors from 0."""
+    support, labels = tasks[:2]
+    with torch.no_grad():
+        problem = meta.adaptation(model, support, labels, ways, prior=prior)
+    return Batch(problem, meta.start(model, support, ways), lambda rate: meta.step(model, rate))
+
+
+def adaptation_contenders(batch: Batch, curvature: float) -> dict[str, Settings]:
+    """`curvature`: the model's, which the quasi-Newton methods get too."""
+    initial = Scalar(1.0, 1 / curvature)
+    published = Step(Scalar(0.04), z=0.8, mu=0.6, schedule=Switch(at=62, factor=0.25), lag=None, cut=None)
+    step = batch.step
+    found: dict[str, Settings] = {
+        "joint": {"default": Joint(step(meta.RATE), meta.SOLVER)},
+        "joint, Picard": {f"rate {r}": Joint(step(r)) for r in RATES},
+        "joint, Anderson": {f"rate {r}": Joint(step(r), Anderson(6)) for r in RATES},
+        "joint, published settings": {"the paper's": Joint(published, Anderson(40))},
+        "nested cold Adam": nested_adam(warm=False),
+        "nested warm Adam": nested_adam(warm=True),
+        "nested warm L-BFGS": {f"tol {t}": Nested(LBFGS(initial=initial), True, t) for t in TOLERANCES},
+        "joint, then L-BFGS": {
+            f"after {k}": Handover(Joint(step(meta.RATE)), LBFGS(initial=initial), after=k) for k in (5, 10)
+        },
+    }
+    if find_spec("torchdeq"):
+        found["TorchDEQ, Adam"] = {f"rate {r}": TorchDEQ(Adam(r)) for r in ADAM}
+    return found
 
 
 def clean(model: Generator, images: Tensor, prior: float) -> Batch:

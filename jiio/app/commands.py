@@ -207,6 +207,36 @@ def diagnose(options: Diagnose) -> dict[str, Any]:
     return result
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample(Common):
+    """Draw new images from the density of a generator's latents, and interpolate between test images.
+
+    Example: jiio sample mnist-generator --data-dir DATA
+    """
+
+    run: Positional[str] = "digits-generator"
+    """Run folder or the name of a packaged model."""
+    data_dir: Path | None = None
+    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
+    rows: int = 6
+    """Rows of ten images."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("samples")
+    """Folder for samples.png and interpolation.png."""
+
+
+def sample(options: Sample) -> dict[str, Any]:
+    """`jiio sample RUN`."""
+    from jiio.app.sample import sample as run
+
+    if options.rows < 1:
+        raise UserError(f"--rows must be at least 1, got {options.rows}")
+    _, model, config = open_generator(options.run, options.device)
+    test = images_of(config, "test", options.data_dir)
+    found = run(model, test, rows=options.rows, seed=options.seed, output=options.output)
+    console.print(f"pictures: {' and '.join(found['pictures'])}")
+    return found
+
+
 def train(folder: RunFolder, trainer: Trainable, config: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     """A training under a progress bar, from the start or from the run's last checkpoint."""
     from jiio.app.progress import steps_bar

@@ -12,12 +12,17 @@ import torch
 import tyro
 
 from jiio.app.bench import Case, reference_cost, run_case
-from jiio.app.bench_cases import generator_cases
+from jiio.app.bench_cases import adaptation_case, attack_case, generator_cases
 from jiio.app.bench_report import as_report, figure, show_result
-from jiio.app.commands import Common, images_of, open_generator
+from jiio.app.commands import Common, images_of, open_model, text
+from jiio.app.commands_classifier import labelled, threat_of
 from jiio.app.run_folder import UserError, user_input, write_json
 from jiio.app.table import console
+from jiio.data import data_root
+from jiio.data.omniglot import omniglot
 from jiio.load import REFERENCE, find_run, packaged, read_reference
+from jiio.models import Classifier, Generator
+from jiio.tasks import meta
 from jiio.tasks.generation import PRIOR
 
 Positional = tyro.conf.Positional
@@ -77,6 +82,18 @@ def bench(options: Bench) -> dict[str, Any]:
 
 def cases(run: str, options: Bench) -> Iterator[Case]:
     """The problems of a run."""
-    _, model, config = open_generator(run, options.device)
-    train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
-    yield from generator_cases(run, model, train, test, prior=config.get("training", {}).get("prior", PRIOR))
+    _, model, config = open_model(run, options.device)
+    training = config.get("training", {})
+    if isinstance(model, Generator):
+        train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
+        yield from generator_cases(run, model, train, test, prior=training.get("prior", PRIOR))
+    elif isinstance(model, Classifier):
+        train, test = (labelled(config, split, options.data_dir) for split in ("train", "test"))
+        yield attack_case(run, model, train, test, threat_of(config, None))
+    else:
+        division, root = training.get("division", "random"), text(options.data_dir)
+        with user_input():
+            train, test = (omniglot(split, data_root(root), division=division) for split in ("train", "test"))
+        yield adaptation_case(
+            run, model, train, test, ways=training.get("ways", 5), prior=training.get("prior", meta.PRIOR)
+        )

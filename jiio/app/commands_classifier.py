@@ -41,12 +41,12 @@ class TrainAdversarial(Common):
     """Delete the run that the folder holds already."""
     attack: Literal["joint", "pgd", "none"] = "joint"
     """joint; pgd, the baseline with a full solve at each step; none, clean training."""
-    attack_steps: int = 10
+    attack_steps: int = 6
     """Steps of the attack on each batch."""
     warm: bool = False
     """pgd only: start each solve where the last one ended."""
     solve_tol: float = 1e-2
-    """pgd only: relative residual of each solve."""
+    """Relative residual of the solves within an attack."""
     norm: Literal["l2", "linf"] = "l2"
     """Norm of the ball."""
     radius: float | None = None

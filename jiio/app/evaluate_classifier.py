@@ -124,9 +124,9 @@ def _others(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, m
     wrapped = foolbox.PyTorchModel(model.eval(), bounds=bounds, device=images.device)
     robust, distances, began = [], [], time.perf_counter()
     for x, y in _batches(images, labels):
-        _, clipped, success = method(wrapped, x, y, epsilons=[threat.radius])
+        found, _, success = method(wrapped, x, y, epsilons=[threat.radius])
         robust.append(~success[0])
-        offset = (clipped[0] - x).flatten(1)
+        offset = (found[0] - x).flatten(1)
         size = offset.abs().amax(1) if threat.norm == "linf" else offset.norm(dim=1)
         distances.append(size)
         watch(len(x))

@@ -34,6 +34,7 @@ COMMANDS = {
         commands_meta.TrainMeta, commands_meta.train_meta, "train a classifier that adapts to few examples"
     ),
     "evaluate": Command(commands_evaluate.Evaluate, commands_evaluate.evaluate, "measure a model on test images"),
+    "sample": Command(commands.Sample, commands.sample, "draw new images from a generator"),
     "attack": Command(commands_classifier.AttackFiles, commands_classifier.attack_files, "attack your own image files"),
     "adapt": Command(commands_meta.Adapt, commands_meta.adapt, "label your own images from a few examples"),
     "audit": Command(

@@ -106,12 +106,12 @@ class Handover:
 
 @dataclass(frozen=True)
 class TorchDEQ:
-    """The nested loop that a user writes on TorchDEQ 0.1.0: its Anderson solver, its implicit gradient, torch's Adam.
+    """The nested loop that a user writes on TorchDEQ 0.1.0: its Anderson solver, its implicit gradient, an optimiser of x.
 
     Solves start cold, as its examples do.  ImportError where torchdeq is not installed.
     """
 
-    rate: float
+    optimizer: Optimizer
     solve_tol: float = 1e-2
 
     def run(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> Work:
@@ -121,18 +121,17 @@ class TorchDEQ:
         tolerance = {"f_tol": self.solve_tol, "b_tol": self.solve_tol, "f_stop_mode": "rel", "b_stop_mode": "rel"}
         budget = {"f_max_iter": SOLVE_STEPS, "b_max_iter": SOLVE_STEPS}
         deq = torchdeq.get_deq(ift=True, f_solver="anderson", b_solver="anderson", **tolerance, **budget)
-        optimizer = torch.optim.Adam([x], lr=self.rate)
+        memory = self.optimizer.init(x.detach())
         for k in range(steps + 1):
             if watch is not None:
                 watch(k, x.detach())
             found, _ = deq(_counted(problem, x, start, work), list(tree.leaves(start.z)))
             cost = problem.cost(tree.build(start.z, list(found[-1])), x, *problem.context)
-            optimizer.zero_grad()
-            cost.sum().backward()
+            (gradient,) = torch.autograd.grad(cost.sum(), x)
             work.add(cost_grad=len(x))
-            optimizer.step()
             with torch.no_grad():
-                x.copy_(problem.constraint.project(x))
+                moved, memory = self.optimizer.step(memory, x.detach(), gradient, cost.detach())
+                x = problem.constraint.project(moved).requires_grad_()
         return work
 
 

@@ -56,7 +56,7 @@ def default_config(shape: tuple[int, int, int], classes: int, *, cell: str = "we
     return ClassifierConfig(
         image_shape=shape,
         classes=classes,
-        channels=(24, 48, 96) if colour else (16, 32),
+        channels=(24, 48, 96) if colour else (16, 32) if small else (24, 48),
         patch=1 if small else 2,
         cell="mdeq" if cell == "mdeq" else "well_posed",
     )
@@ -149,7 +149,7 @@ class Trainer:
 def method(training: Training) -> Method:
     """The attack of a training."""
     if training.attack == "joint":
-        return JointAttack(steps=training.attack_steps)
+        return JointAttack(steps=training.attack_steps, solve_tol=training.solve_tol)
     return PGDAttack(steps=training.attack_steps, warm=training.warm, solve_tol=training.solve_tol)
 
 

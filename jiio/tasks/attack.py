@@ -59,11 +59,13 @@ class JointAttack:
 
     loss: cross_entropy, or margin (the best other logit less the label's), which does not fade where the model is sure.
     restarts: solves of each image, the first from the clean image, the others from seeded random feasible points.
+    solve_tol: relative residual of z at the start and at the end.
     """
 
     steps: int = 30
     rate: float = 3.0
     lookahead: float = 1.0
+    solve_tol: float = 1e-3
     restarts: int = 1
     loss: Loss = "cross_entropy"
     seed: int = 0
@@ -77,7 +79,8 @@ class JointAttack:
 
     def run(self, problem: Problem, start: State, threat: Threat) -> Solution[State]:
         """One solve."""
-        return solve(problem, start, step=self.step(threat), max_steps=self.steps, on_failure="ignore")
+        tol = (self.solve_tol, 1e-2, 1e-2)
+        return solve(problem, start, step=self.step(threat), max_steps=self.steps, tol=tol, on_failure="ignore")
 
 
 @dataclass(frozen=True)

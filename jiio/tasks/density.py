@@ -52,6 +52,14 @@ class LatentDensity(NamedTuple):
         precision = torch.linalg.inv(within + (offset.T * self.weight) @ offset)
         return LatentDensity(self.weight.new_ones(1), mean[None], precision[None], self.weight.new_zeros(1))
 
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` latents drawn from p, (count, latent); `generator` of the CPU."""
+        chosen = torch.multinomial(self.weight.cpu(), count, replacement=True, generator=generator)
+        noise = torch.randn(count, self.mean.shape[1], generator=generator).to(self.mean)
+        # precision = R R^T, so R^-T noise has covariance R^-T R^-1, its inverse
+        root = torch.linalg.cholesky(self.precision)[chosen]
+        return self.mean[chosen] + torch.linalg.solve_triangular(root.mT, noise[:, :, None], upper=True)[:, :, 0]
+
     def _log_joint(self, x: Tensor) -> Tensor:
         offset = x[None] - self.mean[:, None]
         square = ((offset @ self.precision) * offset).sum(2).T

@@ -10,7 +10,7 @@ from jiio.app.run_folder import RunFolder
 from jiio.app.train_generation import Trainer, Training
 from jiio.data import load_images
 from jiio.models import GeneratorConfig, generator
-from jiio.tasks.generation import fit_latents
+from jiio.tasks.latent_fit import fit_latents
 
 CONFIG = GeneratorConfig(image_shape=(1, 8, 8), latent=4, channels=(4, 8), patch=1)
 

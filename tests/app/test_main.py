@@ -155,3 +155,10 @@ def test_diagnose_says_what_to_change(run: str, capsys: pytest.CaptureFixture[st
     for part in ("samples converged", "spectral radius", "lag of z and mu", "curvature", "outer gradient", "\n- "):
         assert part in text
     assert (Path(run) / "diagnose.png").exists()
+
+
+def test_sample_writes_both_pictures(run: str, tmp_path: Path) -> None:
+    figures = tmp_path / "sample.json"
+    assert main(["sample", run, "--rows", "1", "-o", str(tmp_path), "--json", str(figures), "--threads", "1"]) == 0
+    assert (tmp_path / "samples.png").exists() and (tmp_path / "interpolation.png").exists()
+    assert json.loads(figures.read_text())["samples"] == 10

@@ -57,3 +57,17 @@ def test_curvature_bounds_the_hessian() -> None:
     for x in torch.randn(10, 2) * 4:
         hessian = torch.autograd.functional.hessian(lambda v: density.energy(v[None]).sum(), x)
         assert float(torch.linalg.eigvalsh(density.curvature(x[None])[0] - hessian).min()) > -1e-3
+
+
+def test_samples_have_the_moments_of_the_density() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = torch.tensor([[2.0, 0.6], [0.6, 0.5]])
+    precision = torch.stack((torch.linalg.inv(shape), torch.eye(2)))
+    weight, mean = torch.tensor([0.75, 0.25]), torch.tensor([[1.0, 0.0], [-3.0, 2.0]])
+    density = LatentDensity(weight, mean, precision, torch.zeros(2))
+    drawn = density.sample(40000, generator)
+    first = drawn[(drawn - mean[1]).norm(dim=1) > 4]  # of the first component but for a few
+    assert torch.allclose(drawn.mean(0), weight @ mean, atol=0.05)
+    assert len(first) > 0.5 * len(drawn)
+    alone = LatentDensity(torch.ones(1), mean[:1], precision[:1], torch.zeros(1)).sample(40000, generator)
+    assert torch.allclose(alone.T.cov(), shape, atol=0.05)

@@ -1,0 +1,85 @@
+"""`jiio bench`: every method is a row, ratios are of the hardest target reached, figures are written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jiio.app import bench
+from jiio.app.bench_cases import adaptation_case, attack_case
+from jiio.app.main import main
+from jiio.models import ClassifierConfig, ContextConfig, classifier, context_classifier
+from jiio.tasks.threat import Threat
+from tests.app.runs import tiny_run
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "STEPS", 8)
+    monkeypatch.setattr(bench, "TUNING_STEPS", 2)
+    monkeypatch.setattr(bench, "REFERENCE_STEPS", 20)
+    monkeypatch.setattr("jiio.app.bench_cases.ADAM", (0.1,))
+    monkeypatch.setattr("jiio.app.bench_cases.BATCH", 4)
+    monkeypatch.setattr("jiio.app.bench_cases.TASKS", 2)
+
+
+def row(method: str, share: str, work: float | None) -> dict[str, Any]:
+    return {"method": method, "share": share, "work": work, "seconds": work, "reached": work is not None}
+
+
+def test_ratios_are_those_of_the_hardest_target_that_both_reach() -> None:
+    rows = [
+        row("joint", "1.5", 10.0), row("joint", "1.2", 20.0), row("joint", "1.05", None),
+        row("nested cold Adam", "1.5", 20.0), row("nested cold Adam", "1.2", 100.0), row("nested cold Adam", "1.05", 300.0),
+        row("nested warm Adam", "1.5", 15.0), row("nested warm Adam", "1.2", None), row("nested warm L-BFGS", "1.5", 12.0),
+    ]  # fmt: skip
+    found = bench.summary(rows)
+    assert found["cold_work_ratio"] == 5.0
+    assert found["warm_work_ratio"] == pytest.approx(1.2)
+    assert bench.summary([row("joint", "1.5", 1.0)])["cold_work_ratio"] is None
+
+
+def test_the_command_writes_rows_summary_step_cost_and_a_figure(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "tiny").path
+    figures, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    options = ["--repeats", "1", "--json", str(figures), "--picture", str(picture), "--keep-reference"]
+    assert main(["bench", str(run), *options]) == 0
+    report = json.loads(figures.read_text())
+    assert picture.exists()
+    assert set(report["summary"]) == {"reconstruction", "inpainting"} == set(report["step_cost"])
+    wanted = {"problem", "model", "method", "target", "reached", "seconds", "f", "vjp", "cost_grad", "repeats"}
+    assert all(wanted <= set(line) for line in report["rows"])
+    methods = {line["method"] for line in report["rows"]}
+    assert {"joint", "joint, Picard", "joint, Anderson", "nested cold Adam", "nested warm L-BFGS"} <= methods
+    assert set(json.loads((run / "reference.json").read_text())) == {"reconstruction", "inpainting"}
+
+
+def measured(case: bench.Case) -> dict[str, Any]:
+    reference = bench.reference_cost(case, case.measured, steps=30)
+    return bench.run_case(case, reference=reference, repeats=1, watch=lambda name: None)
+
+
+def test_an_attack_is_compared_with_pgd() -> None:
+    torch.manual_seed(0)
+    model = classifier(ClassifierConfig(image_shape=(1, 8, 8), classes=3, channels=(4,), patch=2)).eval()
+    model.requires_grad_(False)
+    images, labels = torch.rand(8, 1, 8, 8), torch.arange(8) % 3
+    found = measured(attack_case("tiny", model, (images, labels), (images, labels), Threat("l2", 0.5)))
+    assert found["reference_cost"] < 0
+    assert any(line["method"] == "joint" and line["reached"] for line in found["rows"])
+    assert any(line["method"] == "nested cold PGD" and line["reached"] for line in found["rows"])
+
+
+def test_an_adaptation_is_compared_with_nested_methods() -> None:
+    torch.manual_seed(0)
+    config = ContextConfig(image_shape=(1, 8, 8), channels=(4,), patch=2, film=2, features=3)
+    model = context_classifier(config).eval().requires_grad_(False)
+    model.curvature.fill_(0.1)
+    images = torch.rand(6, 3, 1, 8, 8)
+    found = measured(adaptation_case("tiny", model, images, images, ways=2, prior=0.02))
+    assert {"joint", "nested warm L-BFGS"} <= {line["method"] for line in found["rows"]}
+    assert set(found["step_cost"]) == {"1", "2"}

@@ -1,0 +1,146 @@
+"""`jiio train adversarial`, `evaluate`, `attack` and `audit` on the digits, small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from jiio.app.evaluate_classifier import OWN, evaluate
+from jiio.app.main import main
+from jiio.app.run_folder import RunFolder
+from jiio.app.train_classifier import Trainer, Training, default_config
+from jiio.app.training import run_training
+from jiio.data import load_images, load_labels, read_image, write_image
+from jiio.load import load
+from jiio.models import Classifier
+from jiio.tasks.attack import attack
+from jiio.tasks.threat import Threat
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier trained for a minute's part by the command itself."""
+    path = tmp_path_factory.mktemp("runs") / "digits"
+    assert (
+        main(["train", "adversarial", "--steps", "60", "--attack-steps", "3", "--threads", "1", "--output", str(path)])
+        == 0
+    )
+    return path
+
+
+def tiny_trainer() -> Trainer:
+    images, labels = load_images("digits", "train")[:100], load_labels("digits", "train")[:100]
+    return Trainer(
+        images, labels, default_config((1, 8, 8), 10), Training(steps=6, batch=16, attack_steps=2, flip=True)
+    )
+
+
+def weights(trainer: Trainer, folder: RunFolder, stop: int | None = None) -> dict[str, torch.Tensor]:
+    figures = run_training(folder, trainer, checkpoint_every=10**9)
+    for now in figures:
+        if now["step"] == stop:
+            figures.close()  # pyright: ignore[reportAttributeAccessIssue]
+    return trainer.model.state_dict()
+
+
+def test_a_resumed_training_gives_the_same_weights_to_the_bit(tmp_path: Path) -> None:
+    whole = weights(tiny_trainer(), RunFolder(tmp_path / "whole"))
+    folder = RunFolder(tmp_path / "resumed")
+    weights(tiny_trainer(), folder, stop=3)
+    resumed = tiny_trainer()
+    state, _ = folder.load_checkpoint(resumed.model)
+    assert state is not None
+    resumed.restore(state)
+    assert resumed.step == 3
+    for name, value in weights(resumed, folder).items():
+        assert torch.equal(value, whole[name]), name
+
+
+@pytest.mark.parametrize("attack", ["pgd", "none"])
+def test_the_baselines_train(attack) -> None:
+    trainer = tiny_trainer()
+    trainer.training = Training(attack=attack, steps=6, batch=16, attack_steps=2)
+    assert trainer.advance()["loss"] > 0
+
+
+def test_training_learned_something_and_was_logged(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 60
+    assert lines[-1]["accuracy"] > 0.3
+    assert json.loads((run / "config.json").read_text())["task"] == "classification"
+
+
+def test_evaluation_has_a_row_for_each_attack_and_is_written(run: Path) -> None:
+    assert main(["evaluate", str(run), "--images", "10", "--threads", "1"]) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert report["images"] == 10
+    assert report["strongest"]["accuracy"] <= report["clean"]["accuracy"]
+    for row in report["attacks"].values():
+        assert set(row) == {"accuracy", "low", "high", "seconds", "work", "median_distance"}
+        assert row["accuracy"] >= report["strongest"]["accuracy"]
+    assert report["attacks"]["joint"]["work"]["vjp"] > 0
+    assert report["training_seconds"] > 0
+
+
+def test_attacks_of_others_work_on_the_model_in_eval_mode(run: Path) -> None:
+    pytest.importorskip("foolbox")
+    model = load(run)
+    assert isinstance(model, Classifier) and not model.training
+    images, labels = load_images("digits", "test")[:8], load_labels("digits", "test")[:8]
+    report = evaluate(model, images, labels, Threat("l2", 0.7))
+    others = {name: row["accuracy"] for name, row in report["attacks"].items() if name.startswith("foolbox")}
+    assert len(others) == 3
+    assert report["attacks"]["joint, 5 restarts"]["accuracy"] <= min(others.values()) + 0.13
+
+
+@pytest.mark.parametrize("method", OWN.values(), ids=OWN)
+def test_nothing_survives_a_large_radius(method, run: Path) -> None:
+    model = load(run)
+    assert isinstance(model, Classifier)
+    images, labels = load_images("digits", "test")[:20], load_labels("digits", "test")[:20]
+    assert not bool(attack(model, images, labels, Threat("l2", 8.0), method).robust.any())
+
+
+def test_attack_writes_files_and_a_picture(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "digit.png"
+    write_image(load_images("digits", "test")[0], file)
+    assert main(["attack", str(run), str(file), "--radius", "3", "-o", str(tmp_path / "out"), "--threads", "1"]) == 0
+    assert "->" in capsys.readouterr().out
+    attacked = read_image(tmp_path / "out" / "digit-attacked.png", channels=1)
+    offset = attacked - read_image(file, channels=1)
+    assert 0 < float(offset.norm()) < 3 + 8 / 255
+    assert (tmp_path / "out" / "attack.png").exists()
+
+
+def test_audit_is_added_to_the_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", str(run), "--images", "12", "--threads", "1"]) == 0
+    assert "Gradient masking" in capsys.readouterr().out
+    found = json.loads((run / "report.json").read_text())["audit"]
+    assert found["radius"]["8"] == 0
+    assert found["bad_gradients"] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["attack", "RUN", "none.png"], "none.png"),
+        (["attack", "RUN", "FILE", "--radius", "0"], "radius"),
+        (["attack", "RUN", "FILE", "--target", "10"], "--target must lie between 0 and 9"),
+        (["attack", "digits-generator", "FILE"], "not of a classifier"),
+        (["restore", "RUN", "FILE"], "not of a generator"),
+        (["train", "adversarial", "--data", "letters"], "unknown data"),
+        (["train", "adversarial", "--data", "cifar10", "--data-dir", "TMP"], "no CIFAR-10"),
+        (["audit", "RUN", "--images", "0"], "--images must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    arguments: list[str], words: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(load_images("digits", "test")[0], tmp_path / "digit.png")
+    names = {"RUN": str(run), "FILE": str(tmp_path / "digit.png"), "TMP": str(tmp_path)}
+    assert main([names.get(argument, argument) for argument in arguments]) == 2
+    message = capsys.readouterr().err
+    assert words in message and message.count("\n") == 1
