@@ -21,7 +21,9 @@ def read_images(paths: tuple[Path, ...], shape: tuple[int, int, int]) -> Tensor:
     channels, height, width = shape
     twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
     if twice:
-        raise UserError(f"several of the files are called {twice[0]}, as their results would be: take them one after the other")
+        raise UserError(
+            f"several of the files are called {twice[0]}, as their results would be: take them one after the other"
+        )
     images = []
     for path in paths:
         image = read_image(path, channels=channels)

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jiio import Adam, solve
+from jiio import Adam, solve, tree
 from jiio.joint import equilibrium
 from jiio.models import ContextClassifier, ContextConfig, context_classifier
+from jiio.problem import State
 from jiio.solution import Work
-from jiio.tasks.meta import SOLVER, Episode, MetaLoss, Query, adapt, adaptation, measured_curvature, start, step
+from jiio.tasks.meta import PRIOR, SOLVER, Episode, MetaLoss, Query, adapt, adaptation, measured_curvature, start, step
 
 WAYS = 3
 
@@ -171,3 +172,52 @@ def test_bad_input_is_refused() -> None:
         MetaLoss(net, gradient="second")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="features"):
         replace(net.config, features=0)
+
+
+def unrolled_loss(net: ContextClassifier, given: Episode, *, rounds: int, inner: int, prior: float) -> Tensor:
+    """The outer loss as a function of the model through `rounds` gradient steps, each with z and mu from `inner` plain
+    steps, all kept in the graph (MAML, with unrolled equilibria)."""
+    problem = adaptation(net, given.support, given.support_labels, given.ways, prior=prior)
+    z, mu, x = start(net, given.support, given.ways)
+    rate = 1 / float(net.curvature)
+
+    def gradients():
+        # copies, because z depends on x by its history: these are partial derivatives
+        return problem.gradients(State(tree.apply(lambda leaf: leaf + 0, z), mu, x + 0), graph=True)
+
+    for _ in range(rounds):
+        for _ in range(inner):
+            now = gradients()
+            z, mu = now.f, now.z
+        x = x - rate * gradients().x
+    for _ in range(inner):
+        z = problem.evaluate(z, x)
+    logits = Query(net, tol=1e-9)(State(z, mu, x), given.support_labels, given.query, given.ways)
+    return F.cross_entropy(logits.flatten(0, 1), given.query_labels.flatten())
+
+
+def compare_with_unrolled(
+    net: ContextClassifier, given: Episode, *, rounds: int, inner: int, prior: float = PRIOR
+) -> tuple[float, float]:
+    """Relative errors: of the exact gradient against the unrolled one, of that against one with half the rounds."""
+    parameters = list(net.parameters())
+
+    def flat(loss: Tensor) -> Tensor:
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+
+    long, short = (flat(unrolled_loss(net, given, rounds=n, inner=inner, prior=prior)) for n in (rounds, rounds // 2))
+    exact_loss = MetaLoss(net, prior=prior, linear_tol=1e-8, linear_steps=2000)
+    exact_loss.query = Query(net, tol=1e-9)
+    exact_loss.solve = lambda problem, first: solve(  # pyright: ignore[reportAttributeAccessIssue]
+        problem, first, step=step(net), solver=SOLVER, max_steps=3000, tol=1e-9, on_failure="ignore"
+    )
+    exact = flat(exact_loss(given)[0])
+    return float((exact - long).norm() / long.norm()), float((short - long).norm() / long.norm())
+
+
+def test_the_exact_outer_gradient_agrees_with_an_unrolled_solve() -> None:
+    net, given = calibrated()
+    net.curvature.copy_(measured_curvature(net, given.support, given.support_labels, WAYS, prior=0.5))
+    error, unfinished = compare_with_unrolled(net, given, rounds=16, inner=20, prior=0.5)
+    assert unfinished < 3e-4
+    assert error < 1e-3
