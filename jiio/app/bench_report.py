@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from jiio.app.bench import SHARES
 from jiio.app.figure import save
@@ -66,7 +66,7 @@ def figure(results: list[dict[str, Any]], path: Path) -> Path:
     """Cost against work (left) and seconds (right, bars from the fastest to the slowest repeat), a line a method."""
     canvas, axes = plt.subplots(len(results), 2, figsize=(10, 3.6 * len(results)), squeeze=False)
     names = list(dict.fromkeys(row["method"] for result in results for row in result["rows"]))
-    colours = {name: plt.get_cmap("tab10")(i % 10) for i, name in enumerate(names)}
+    colours = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(names)}
     for (left, right), result in zip(axes, results, strict=True):
         for name in names:
             rows = [row for row in result["rows"] if row["method"] == name and row["reached"]]
@@ -85,7 +85,8 @@ def figure(results: list[dict[str, Any]], path: Path) -> Path:
         for axis, label in ((left, "work of a sample, evaluations of f"), (right, "seconds for the batch")):
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter(PLAIN)
-            axis.xaxis.set_minor_formatter(PLAIN)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_minor_formatter(NullFormatter())
             axis.tick_params(axis="x", which="both", labelsize=7)
             axis.set_xlabel(label)
             axis.set_ylabel("cost / best known")
