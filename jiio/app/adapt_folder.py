@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from jiio.app.figure import image_grid
+from jiio.app.restore import read_images
 from jiio.app.run_folder import UserError, user_input
 from jiio.app.table import console
-from jiio.data import read_image
 from jiio.models import ContextClassifier
 from jiio.tasks.meta import Query, adapt
 
@@ -72,11 +72,6 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def _ink(file: Path, shape: tuple[int, int, int]) -> Tensor:
-    channels, height, width = shape
     with user_input():
-        image = read_image(file, channels=channels)
-    if tuple(image.shape[1:]) != (height, width):
-        raise UserError(
-            f"{file} has {image.shape[2]}x{image.shape[1]} pixels, this model needs {width}x{height}: resize it first"
-        )
+        image = read_images((file,), shape)[0]
     return 1 - image if float(image.mean()) > 0.5 else image  # dark on light: the model knows ink as 1

@@ -13,7 +13,6 @@ import tyro
 
 from jiio.app.bench import Case, reference_cost, run_case
 from jiio.app.bench_cases import adaptation_case, attack_case, generator_cases
-from jiio.app.bench_report import as_report, figure, show_result
 from jiio.app.commands import Common, images_of, open_model, text
 from jiio.app.commands_classifier import labelled, threat_of
 from jiio.app.run_folder import UserError, user_input, write_json
@@ -56,6 +55,8 @@ class Bench(Common):
 
 def bench(options: Bench) -> dict[str, Any]:
     """`jiio bench`."""
+    from jiio.app.bench_report import as_report, figure, show_result
+
     if options.repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {options.repeats}")
     runs = options.runs or tuple(name for name in packaged() if options.full or name.startswith(QUICK))

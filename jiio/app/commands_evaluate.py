@@ -9,8 +9,6 @@ from typing import Any
 import torch
 import tyro
 
-from jiio.app import evaluate as evaluation
-from jiio.app import evaluate_classifier, evaluate_meta
 from jiio.app.commands import SHOWN, Common, images_of, open_model, own_run, text
 from jiio.app.commands_classifier import labelled, threat_of, training_seconds
 from jiio.app.progress import images_bar
@@ -20,7 +18,6 @@ from jiio.data import data_root
 from jiio.data.omniglot import omniglot
 from jiio.models import Classifier, ContextClassifier, Generator
 from jiio.tasks.generation import PRIOR
-from jiio.tasks.ppca import PPCA
 
 Positional = tyro.conf.Positional
 
@@ -67,6 +64,9 @@ def _chosen(options: Evaluate, count: int) -> torch.Tensor:
 
 
 def _evaluate_generator(options: Evaluate, folder: Path, model: Generator, config: dict[str, Any]) -> dict[str, Any]:
+    from jiio.app import evaluate as evaluation
+    from jiio.tasks.ppca import PPCA
+
     train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
     test, prior = test[_chosen(options, len(test))], config.get("training", {}).get("prior", PRIOR)
     with images_bar("evaluating", total=evaluation.evaluated_images(len(test), options.draws)) as watch:
@@ -82,6 +82,8 @@ def _evaluate_generator(options: Evaluate, folder: Path, model: Generator, confi
 
 
 def _evaluate_classifier(options: Evaluate, folder: Path, model: Classifier, config: dict[str, Any]) -> dict[str, Any]:
+    from jiio.app import evaluate_classifier
+
     images, labels = labelled(config, "test", options.data_dir)
     rows = _chosen(options, len(images))
     threat = threat_of(config, options.radius)
@@ -98,6 +100,8 @@ def _evaluate_classifier(options: Evaluate, folder: Path, model: Classifier, con
 
 
 def _evaluate_meta(options: Evaluate, folder: Path, model: ContextClassifier, config: dict[str, Any]) -> dict[str, Any]:
+    from jiio.app import evaluate_meta
+
     if options.tasks < 2:
         raise UserError(f"--tasks must be at least 2, got {options.tasks}")
     training = config.get("training", {})

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jiio.app.run_folder import UserError, user_input
-from jiio.app.training import Order, learning_rate, set_learning_rate
+from jiio.app.training import Order, descend, learning_rate
 from jiio.data import load_images, load_labels
 from jiio.models import ClassifierConfig, classifier
 from jiio.tasks.adversarial import AdversarialLoss
@@ -90,12 +90,8 @@ class Trainer:
         if training.flip:
             images = self.augmented(images)
         loss, figures = self.loss(images, labels)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
         share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
-        set_learning_rate(self.optimizer, training.learning_rate * share)
-        self.optimizer.step()
+        norm = descend(self.optimizer, loss, rate=training.learning_rate * share, clip=training.clip)
         self.step += 1
         return {"step": self.step, "loss": float(loss.detach()), "gradient_norm": float(norm)} | figures
 

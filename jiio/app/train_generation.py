@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jiio.app.run_folder import UserError, user_input
-from jiio.app.training import Order, learning_rate, set_learning_rate
+from jiio.app.training import Order, descend, learning_rate
 from jiio.data import load_images
 from jiio.models import GeneratorConfig, generator
 from jiio.regularize import jacobian_penalty
@@ -112,12 +112,8 @@ class Trainer:
         loss, solution = self.loss(images, seen @ self.guess)
         if training.jacobian:
             loss = loss + training.jacobian * self.penalty(solution.value)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
         share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
-        set_learning_rate(self.optimizer, training.learning_rate * share)
-        self.optimizer.step()
+        norm = descend(self.optimizer, loss, rate=training.learning_rate * share, clip=training.clip)
         x = solution.value.x
         self.latents[rows] = x.cpu()
         self.recent = x[:REFRESH_IMAGES]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jiio.app.run_folder import user_input
-from jiio.app.training import learning_rate, set_learning_rate
+from jiio.app.training import descend, learning_rate
 from jiio.data import data_root
 from jiio.data.episodes import Episodes
 from jiio.data.omniglot import Division, omniglot
@@ -89,12 +89,8 @@ class Trainer:
         if self.step % training.refresh_every == 0 and training.adaptation != "none":
             self.refresh(episode)
         loss, logits, solution = self.loss(episode)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
         share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
-        set_learning_rate(self.optimizer, training.learning_rate * share)
-        self.optimizer.step()
+        norm = descend(self.optimizer, loss, rate=training.learning_rate * share, clip=training.clip)
         self.step += 1
         residual = solution.residual.median(0).values
         return {

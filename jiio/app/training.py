@@ -69,10 +69,16 @@ def learning_rate(step: int, *, steps: int, warm_up: int) -> float:
     return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The rate of all parameters."""
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, *, rate: float, clip: float) -> Tensor:
+    """One optimiser step at `rate` on the gradient of `loss`, its norm clipped to `clip`; the norm before."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
     for group in optimizer.param_groups:
         group["lr"] = rate
+    optimizer.step()
+    return norm
 
 
 def run_training(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jiio.models.activation import Activation, Name
 from jiio.models.cell import WellPosedCell
+from jiio.models.config import ScaledConfig
 from jiio.models.film import FilmInjection
 from jiio.models.image_injection import ImageInjection
 from jiio.models.injection import Maps, Shape
@@ -19,7 +20,7 @@ from jiio.models.mdeq import MDEQ
 
 
 @dataclass(frozen=True)
-class ContextConfig:
+class ContextConfig(ScaledConfig):
     """All that rebuilds a `ContextClassifier` but its weights. `to_dict` and `from_dict` go through JSON.
 
     image_shape: (channels, height, width).  channels, patch, contraction, limit: as of `ClassifierConfig`.
@@ -37,34 +38,9 @@ class ContextConfig:
     activation: Name = "silu"
 
     def __post_init__(self) -> None:
-        divisor = self.patch * 2 ** (len(self.channels) - 1)
-        _, height, width = self.image_shape
-        if height % divisor or width % divisor or not height or not width:
-            raise ValueError(
-                f"an image of {height}x{width} does not divide by {divisor} = patch {self.patch} times 2 for each "
-                f"further scale of channels {self.channels}: resize or pad it, or use fewer scales or a smaller patch"
-            )
+        super().__post_init__()
         if self.features < 1:
             raise ValueError(f"features must be at least 1, got {self.features}")
-        if self.cell not in ("well_posed", "mdeq"):
-            raise ValueError(f"cell must be 'well_posed' or 'mdeq', got {self.cell!r}")
-
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """(channels, height, width) of the scales of z."""
-        _, height, width = self.image_shape
-        sides = [(height // (self.patch << s), width // (self.patch << s)) for s in range(len(self.channels))]
-        return tuple((count, *side) for count, side in zip(self.channels, sides, strict=True))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ContextConfig:
-        """The inverse of `to_dict`, also after JSON made lists of the tuples."""
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
 
 
 class ContextClassifier(nn.Module):

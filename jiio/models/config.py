@@ -1,0 +1,47 @@
+"""What the configurations of all models share: scales that fit the image, and the way through JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal, Self
+
+from jiio.models.injection import Shape
+
+
+class ScaledConfig:
+    """Base of the frozen dataclasses that rebuild a model but its weights. The finest scale of z has the image's sides /
+    `patch`, each further one half of that."""
+
+    image_shape: Shape
+    channels: tuple[int, ...]
+    patch: int
+    cell: Literal["well_posed", "mdeq"]
+
+    def __post_init__(self) -> None:
+        divisor = self.patch * 2 ** (len(self.channels) - 1)
+        _, height, width = self.image_shape
+        if height % divisor or width % divisor or not height or not width:
+            raise ValueError(
+                f"an image of {height}x{width} does not divide by {divisor} = patch {self.patch} times 2 for each "
+                f"further scale of channels {self.channels}: resize or pad it, or use fewer scales or a smaller patch"
+            )
+        if self.cell not in ("well_posed", "mdeq"):
+            raise ValueError(f"cell must be 'well_posed' or 'mdeq', got {self.cell!r}")
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """(channels, height, width) of the scales of z."""
+        _, height, width = self.image_shape
+        sides = [(height // (self.patch << s), width // (self.patch << s)) for s in range(len(self.channels))]
+        return tuple((count, *side) for count, side in zip(self.channels, sides, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`, also after JSON made lists of the tuples."""
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
