@@ -157,7 +157,7 @@ class JointMap:
         self.memory.rule = self.memory.rule.refresh(s.z, s.x, k)
         direction = self.memory.rule.direction(now.x)
         if self.step.lookahead:
-            direction = self.memory.ahead(direction, self.step.lookahead)
+            direction = self.memory.ahead(direction, self.step.ahead(k))
         cut = self.step.cut if k < self.cut_steps else None
         rate = self.step.rate(k, torch.maximum(r_z, r_mu))
         rate = rate if cut is None else rate * self.memory.factor

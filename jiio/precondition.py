@@ -216,7 +216,8 @@ class Step:
     cut: a sample whose gradient turned against its last steps (it overshot) has its rate multiplied by `cut`; the rate
     recovers by 2 % a step, never above the rule's own. `None` leaves it alone, as do solvers that mix iterates.
     lookahead: the direction is extrapolated by this many of its last changes, which makes up for the lag of z and mu where
-    a constraint holds x (attacks: 1 saves a third of the steps); without one it can turn into oscillation.
+    a constraint holds x (attacks: 1 saves a third of the steps); without one it turns into oscillation near the minimum,
+    so there let a schedule take it away.
     """
 
     x: float | Rule
@@ -225,7 +226,7 @@ class Step:
     schedule: Schedule = Constant()
     lag: float | Schedule | None = Falling()
     cut: float | None = 0.7
-    lookahead: float = 0.0
+    lookahead: float | Schedule = 0.0
 
     def __post_init__(self) -> None:
         for name in ("z", "mu"):
@@ -235,7 +236,7 @@ class Step:
             raise ValueError(f"lag must be positive or None, got {self.lag}")
         if self.cut is not None and not 0 < self.cut < 1:
             raise ValueError(f"cut must lie in (0, 1) or be None, got {self.cut}")
-        if self.lookahead < 0:
+        if isinstance(self.lookahead, float | int) and self.lookahead < 0:
             raise ValueError(f"lookahead must not be negative, got {self.lookahead}")
         if isinstance(self.x, float | int):
             _require_rate(self.x)
@@ -249,12 +250,19 @@ class Step:
         """Input rate of each sample at step `k`, shape (batch,), given the larger residual of z and mu."""
         factor = torch.ones_like(lag)
         if self.lag is not None:
-            allowed = self.lag if isinstance(self.lag, float | int) else self.lag(k)
-            factor = (allowed / lag).clamp_max(1.0)
+            factor = (_at(self.lag, k) / lag).clamp_max(1.0)
         # a schedule that reaches 0 would make the relative residual of x, which is divided by the rate, vanish too
         return factor * self.rule.rate * max(self.schedule(k), LEAST_MULTIPLIER)
+
+    def ahead(self, k: int) -> float:
+        """How far the direction of step `k` is extrapolated."""
+        return _at(self.lookahead, k)
 
     def select(self, rows: Tensor) -> Step:
         """The step of the samples `rows`."""
         rule = self.x if isinstance(self.x, float | int) else self.x.select(rows)
         return replace(self, x=rule)
+
+
+def _at(value: float | Schedule, k: int) -> float:
+    return value if isinstance(value, float | int) else value(k)

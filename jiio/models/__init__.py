@@ -10,6 +10,7 @@ from jiio.models.image_injection import ImageInjection
 from jiio.models.injection import LatentInjection
 from jiio.models.mdeq import MDEQ
 from jiio.models.spectral import convolution_norm
+from jiio.models.stem import Stem
 
 __all__ = [
     "MDEQ",
@@ -23,6 +24,7 @@ __all__ = [
     "GeneratorConfig",
     "ImageInjection",
     "LatentInjection",
+    "Stem",
     "WellPosedCell",
     "classifier",
     "context_classifier",

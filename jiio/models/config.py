@@ -20,7 +20,7 @@ class ScaledConfig:
 
     def __post_init__(self) -> None:
         divisor = self.patch * 2 ** (len(self.channels) - 1)
-        _, height, width = self.image_shape
+        height, width = self.sides
         if height % divisor or width % divisor or not height or not width:
             raise ValueError(
                 f"an image of {height}x{width} does not divide by {divisor} = patch {self.patch} times 2 for each "
@@ -30,9 +30,14 @@ class ScaledConfig:
             raise ValueError(f"cell must be 'well_posed' or 'mdeq', got {self.cell!r}")
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of what z's scales are parts of."""
+        return self.image_shape[1], self.image_shape[2]
+
+    @property
     def shapes(self) -> tuple[Shape, ...]:
         """(channels, height, width) of the scales of z."""
-        _, height, width = self.image_shape
+        height, width = self.sides
         sides = [(height // (self.patch << s), width // (self.patch << s)) for s in range(len(self.channels))]
         return tuple((count, *side) for count, side in zip(self.channels, sides, strict=True))
 

@@ -14,33 +14,42 @@ from jiio.models.activation import Activation, Name
 from jiio.models.cell import WellPosedCell
 from jiio.models.config import ScaledConfig
 from jiio.models.film import FilmInjection
-from jiio.models.image_injection import ImageInjection
 from jiio.models.injection import Maps, Shape
 from jiio.models.mdeq import MDEQ
+from jiio.models.stem import Stem
 
 
 @dataclass(frozen=True)
 class ContextConfig(ScaledConfig):
     """All that rebuilds a `ContextClassifier` but its weights. `to_dict` and `from_dict` go through JSON.
 
-    image_shape: (channels, height, width).  channels, patch, contraction, limit: as of `ClassifierConfig`.
+    image_shape: (channels, height, width).  margin: zeros put around an image, to make its sides divisible.
+    channels, patch, contraction: as of `ClassifierConfig`.  width: of the `Stem` before the cell.
     film: entries of the task vector that scale and shift.  features: of an image, which classes are told apart by.
     """
 
     image_shape: Shape = (1, 28, 28)
-    channels: tuple[int, ...] = (16, 32)
-    patch: int = 2
+    margin: int = 2
+    channels: tuple[int, ...] = (32, 64)
+    patch: int = 4
+    width: int = 64
     film: int = 16
-    features: int = 32
+    features: int = 64
     cell: Literal["well_posed", "mdeq"] = "well_posed"
     contraction: float = 0.7
-    limit: float = 6.0
     activation: Name = "silu"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.features < 1:
             raise ValueError(f"features must be at least 1, got {self.features}")
+        if self.margin < 0:
+            raise ValueError(f"margin must not be negative, got {self.margin}")
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of an image with its margin."""
+        return self.image_shape[1] + 2 * self.margin, self.image_shape[2] + 2 * self.margin
 
 
 class ContextClassifier(nn.Module):
@@ -59,9 +68,7 @@ class ContextClassifier(nn.Module):
         super().__init__()
         self.config = config
         activation = Activation(config.activation)
-        self.injection = ImageInjection(
-            config.image_shape, config.shapes, patch=config.patch, limit=config.limit, activation=activation
-        )
+        self.injection = Stem((config.image_shape[0], *config.sides), config.shapes, width=config.width)
         film = FilmInjection(config.channels, size=config.film)
         self.equilibrium: WellPosedCell | MDEQ
         if config.cell == "mdeq":
@@ -77,7 +84,7 @@ class ContextClassifier(nn.Module):
 
     def inject(self, images: Tensor) -> Maps:
         """What of the images enters the cell, with graph where gradients are enabled."""
-        return self.injection.bind()(images)
+        return self.injection.bind()(F.pad(images, (self.config.margin,) * 4))
 
     def cell(self) -> Callable[[Maps, Tensor, Maps], Maps]:
         """f(z, v, e) with weights bound once: v (images, film), e from `inject`."""

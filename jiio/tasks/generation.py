@@ -11,6 +11,7 @@ which is v times the negative log posterior, so that it goes over into the train
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from jiio.deq import DEQ
 from jiio.implicit import implicit
 from jiio.precondition import Step
 from jiio.problem import Problem, State
+from jiio.schedule import Constant, Falling
 from jiio.solution import OnFailure, Solution
 from jiio.solve import solve
 from jiio.solver import Delayed
@@ -29,7 +31,9 @@ from jiio.tasks.latent_model import LatentModel, density, start
 from jiio.tasks.measurement import Measurement, Operator
 
 PRIOR = 0.05
-RATE = 0.3
+RATE = 0.2
+FIRST_STEPS = Falling(3.0, 1.0, factor=0.8)  # times the rate: far from the minimum the average tangents are too careful
+LOOKAHEAD = Falling(1.0, 0.0, factor=0.9)
 CORRELATED = 8.0
 SOLVER = Delayed(after=30)
 ROUGH_STEPS, ROUGH_TOL = 30, 0.1
@@ -84,11 +88,12 @@ def data_weight(variance: Tensor, sigma: float) -> Tensor:
 
 
 def reconstruction_step(model: LatentModel, batch: int, *, prior: float = PRIOR, rate: float = RATE) -> Step:
-    """Steps that follow the curvature of each image."""
+    """Steps that follow the curvature of each image: long at first and looking ahead, then plain."""
     tangent = model.tangent
     precision = prior * torch.eye(tangent.shape[1], dtype=tangent.dtype, device=tangent.device)
     weight = tangent.new_ones(1, len(tangent)).expand(batch, -1)
-    return Step(ImageRule(model.decoder(), model.slope, tangent, model.spread, weight, lambda x: precision, rate))
+    rule = ImageRule(model.decoder(), model.slope, tangent, model.spread, weight, lambda x: precision, rate)
+    return Step(rule, schedule=FIRST_STEPS, lookahead=LOOKAHEAD)
 
 
 def restoration_step(
@@ -101,7 +106,8 @@ def restoration_step(
     def curvature(x: Tensor) -> Tensor:
         return variance * prior.curvature(x)
 
-    return Step(ImageRule(model.decoder(), model.slope, model.tangent, model.spread, weight, curvature, rate))
+    rule = ImageRule(model.decoder(), model.slope, model.tangent, model.spread, weight, curvature, rate)
+    return Step(rule, schedule=FIRST_STEPS, lookahead=LOOKAHEAD)
 
 
 def pixel_weight(measurement: Measurement) -> Tensor:
@@ -197,7 +203,6 @@ class GenerationLoss(nn.Module):
             problem,
             start(self.model, len(images), latent=latent),
             step=self._step(len(images)),
-            solver=SOLVER,
             max_steps=self.joint_steps,
             on_failure="ignore",
         )
@@ -205,7 +210,9 @@ class GenerationLoss(nn.Module):
 
     def _step(self, batch: int) -> Step:
         with torch.no_grad():
-            return reconstruction_step(self.model, batch, prior=self.prior, rate=self.rate)
+            step = reconstruction_step(self.model, batch, prior=self.prior, rate=self.rate)
+        # a training starts at the guess or the image's last latent, near the minimum: no long first steps
+        return replace(step, schedule=Constant(), lookahead=0.0)
 
 
 class DamagedLoss(nn.Module):

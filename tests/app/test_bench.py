@@ -76,7 +76,7 @@ def test_an_attack_is_compared_with_pgd() -> None:
 
 def test_an_adaptation_is_compared_with_nested_methods() -> None:
     torch.manual_seed(0)
-    config = ContextConfig(image_shape=(1, 8, 8), channels=(4,), patch=2, film=2, features=3)
+    config = ContextConfig(image_shape=(1, 8, 8), margin=0, channels=(4,), patch=2, width=8, film=2, features=3)
     model = context_classifier(config).eval().requires_grad_(False)
     model.curvature.fill_(0.1)
     images = torch.rand(6, 3, 1, 8, 8)

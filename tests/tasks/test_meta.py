@@ -21,7 +21,7 @@ WAYS = 3
 
 def model(dtype: torch.dtype = torch.float64) -> ContextClassifier:
     torch.manual_seed(0)
-    config = ContextConfig(image_shape=(1, 8, 8), channels=(4, 6), patch=2, film=3, features=4)
+    config = ContextConfig(image_shape=(1, 8, 8), margin=0, channels=(4, 6), patch=2, width=8, film=3, features=4)
     made = context_classifier(config).to(dtype)
     with torch.no_grad():
         made.head.weight.mul_(1.5)
@@ -149,7 +149,7 @@ def test_logits_follow_a_permutation_of_the_classes() -> None:
 
 
 def test_mdeq_adapts_too() -> None:
-    config = ContextConfig(image_shape=(1, 8, 8), channels=(8, 8), patch=2, film=3, features=4, cell="mdeq")
+    config = ContextConfig(image_shape=(1, 8, 8), margin=0, channels=(8, 8), patch=2, width=8, film=3, features=4, cell="mdeq")
     torch.manual_seed(0)
     net, given = context_classifier(config), episode(torch.float32)
     value, logits, _ = MetaLoss(net, gradient="first_order", steps=5)(given)
