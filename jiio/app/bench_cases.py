@@ -36,6 +36,7 @@ from jiio.tasks.threat import Threat
 Labelled = tuple[Tensor, Tensor]  # images and their labels
 
 BATCH = 64
+TUNED = 32  # training images that settings are chosen on
 TASKS = 16
 MATRIX_IMAGES = 64
 ADAM = (0.02, 0.05, 0.1, 0.2)
@@ -48,7 +49,7 @@ RADII = (0.3, 1.0, 3.0, 10.0)  # steps of an attack in radii
 def generator_cases(name: str, model: Generator, train: Tensor, test: Tensor, *, prior: float) -> Iterator[Case]:
     """Reconstruction and inpainting of a batch of test images; tuned on a batch of training images."""
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:BATCH]
-    parts = train[:BATCH], test[order], test[order][:1]
+    parts = train[:TUNED], test[order], test[order][:1]
     x = model.guess(train[:MATRIX_IMAGES])
     with torch.no_grad():
         average = reconstruction(model, train[:MATRIX_IMAGES], prior=prior)
@@ -110,7 +111,7 @@ def attack_case(name: str, model: Classifier, train: Labelled, test: Labelled, t
     tuning, measured, single = (
         attacked(model, images, labels, threat)
         for images, labels in (
-            (train[0][:BATCH], train[1][:BATCH]),
+            (train[0][:TUNED], train[1][:TUNED]),
             (test[0][order], test[1][order]),
             (test[0][order[:1]], test[1][order[:1]]),
         )
@@ -122,15 +123,15 @@ def attack_case(name: str, model: Classifier, train: Labelled, test: Labelled, t
         measured,
         single,
         contenders=lambda batch: attack_contenders(batch, threat),
-        long=lambda batch: (Joint(batch.step(3.0)), Nested(PGD(threat.rule(1.0)), True, 1e-3)),
+        long=lambda batch: (Joint(batch.step(1.0)), Nested(PGD(threat.rule(1.0)), True, 1e-3)),
     )
 
 
 def attacked(model: Classifier, images: Tensor, labels: Tensor, threat: Threat) -> Batch:
-    """Attacks from the clean images and their equilibria."""
+    """Attacks from the clean images and the model's first z."""
     with torch.no_grad():
         problem = attack_problem(model, images, labels, threat)
-    z = model.solve(images).value
+    z = model.start(images)
     origin = State(z, tree.apply(torch.zeros_like, z), images)
     return Batch(problem, origin, lambda rate: JointAttack(rate=rate).step(threat))
 

@@ -58,9 +58,14 @@ class Prices:
 
 def resolved_cost(problem: Problem, z: Any, x: Tensor) -> Tensor:
     """cost(z*(x), x) with z solved from the guess to a relative residual of 1e-5, (batch,)."""
+    return resolve(problem, z, x)[1]
+
+
+def resolve(problem: Problem, z: Any, x: Tensor) -> tuple[Any, Tensor]:
+    """z*(x), from the guess to a relative residual of 1e-5, and cost(z*(x), x), (batch,)."""
     solved = equilibrium(problem, z, x, work=Work(), tol=RESOLVE_TOL, max_steps=500)
     with torch.no_grad():
-        return problem.cost(solved.value, x, *problem.context)
+        return solved.value, problem.cost(solved.value, x, *problem.context)
 
 
 class _Enough(Exception):
@@ -77,10 +82,13 @@ def trace(
 ) -> list[tuple[int, float]]:
     """(step, mean re-solved cost) along one run, which ends at a cost of `until`."""
     points: list[tuple[int, float]] = []
+    z = start.z
 
     def watch(k: int, x: Tensor) -> None:
+        nonlocal z
         if k % every == 0 or k < 20:
-            points.append((k, float(resolved_cost(problem, start.z, x).mean())))
+            z, cost = resolve(problem, z, x)
+            points.append((k, float(cost.mean())))
             if points[-1][1] <= until:
                 raise _Enough
 

@@ -23,9 +23,9 @@ BATCH = 250
 RESTARTS = 5
 EVALUATION_TOL = 1e-3  # of z and adjoint while other people's attacks run; `jiio audit` sweeps it
 OWN: dict[str, Method] = {
-    "joint": JointAttack(steps=40),
-    "joint, margin": JointAttack(steps=40, loss="margin"),
-    "joint, 5 restarts": JointAttack(steps=40, restarts=RESTARTS),
+    "joint": JointAttack(),
+    "joint, margin": JointAttack(loss="margin"),
+    "joint, 5 restarts": JointAttack(restarts=RESTARTS),
     "PGD-100, cold solves": PGDAttack(steps=100),
 }
 Watch = Callable[[int], None]

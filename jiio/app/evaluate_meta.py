@@ -14,11 +14,13 @@ from jiio.models import ContextClassifier
 from jiio.optimizer import Adam
 from jiio.tasks.meta import PRIOR, Episode, MetaLoss
 from jiio.tasks.metrics import interval
+from jiio.tasks.unrolled import UnrolledLoss
 
 TASKS = 10  # at a time
 QUERIES = 5
 STEPS = 100
 NESTED_TASKS = 50  # of the baseline, ten times as dear, whose vectors and hence answers are the same
+METHODS = ("joint", "nested", "unrolled", "prototypes")
 SETTINGS = ((5, 1), (5, 5), (20, 1))
 Watch = Callable[[int], None]
 
@@ -27,12 +29,13 @@ def evaluate(
     model: ContextClassifier, images: torch.Tensor, *, tasks: int, prior: float = PRIOR, seed: int = 0,
     watch: Watch | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """{"5way-1shot": {joint, nested, prototypes: {accuracy: {mean, low, high}, ...}}, ...} on tasks from `images`
+    """{"5way-1shot": {joint, nested, unrolled, prototypes: {accuracy: {mean, low, high}, ...}}, ...} on tasks from `images`
     (characters, drawings, ...); `watch` is told of every task done (`evaluated_tasks` in all)."""
     report: dict[str, Any] = {"tasks": tasks}
-    methods = {
+    methods: dict[str, MetaLoss | UnrolledLoss] = {
         "joint": MetaLoss(model, gradient="first_order", prior=prior, steps=STEPS),
         "nested": MetaLoss(model, gradient="first_order", prior=prior, steps=40, optimizer=Adam(0.1)),
+        "unrolled": UnrolledLoss(model, prior=prior),
         "prototypes": MetaLoss(model, gradient="first_order", prior=prior, steps=0),
     }
     for ways, shots in SETTINGS:
@@ -45,14 +48,14 @@ def evaluate(
 
 def evaluated_tasks(tasks: int) -> int:
     """How many adaptations `evaluate` does."""
-    return sum(_tasks(name, tasks) for name in ("joint", "nested", "prototypes")) * len(SETTINGS)
+    return sum(_tasks(name, tasks) for name in METHODS) * len(SETTINGS)
 
 
 def _tasks(method: str, tasks: int) -> int:
     return min(tasks, NESTED_TASKS) if method == "nested" else tasks
 
 
-def _accuracy(loss: MetaLoss, episodes: Episodes, tasks: int, watch: Watch | None) -> dict[str, Any]:
+def _accuracy(loss: MetaLoss | UnrolledLoss, episodes: Episodes, tasks: int, watch: Watch | None) -> dict[str, Any]:
     right: list[float] = []
     converged, support, seconds, work = 0, 0.0, 0.0, 0
     for first in range(0, tasks, TASKS):
@@ -84,8 +87,7 @@ def show_report(report: dict[str, Any]) -> None:
     for name in (f"{ways}way-{shots}shot" for ways, shots in SETTINGS):
         row = report[name]
         accuracies = [
-            with_interval({key: 100 * value for key, value in row[method]["accuracy"].items()})
-            for method in ("joint", "nested", "prototypes")
+            with_interval({key: 100 * value for key, value in row[method]["accuracy"].items()}) for method in METHODS
         ]
         joint, nested = row["joint"], row["nested"]
         lines.append(
@@ -98,8 +100,9 @@ def show_report(report: dict[str, Any]) -> None:
         )
     show(
         f"Accuracy in % on {report['tasks']} new tasks",
-        ("task", "joint", "nested", "prototypes", "converged %", "f + VJPs, joint / nested"),
+        ("task", *METHODS, "converged %", "f + VJPs, joint / nested"),
         lines,
         note=f"prototypes: the same model without adaptation; nested: Adam, cold solves, {NESTED_TASKS} of the tasks at most; "
+        "unrolled: five plain gradient steps, as in MAML; "
         "evaluations of f and VJPs of one task's adaptation",
     )

@@ -17,8 +17,9 @@ from jiio.data.omniglot import Division, omniglot
 from jiio.models import ContextConfig, context_classifier
 from jiio.optimizer import Adam
 from jiio.tasks.meta import PRIOR, Episode, Gradient, MetaLoss, measured_curvature
+from jiio.tasks.unrolled import UnrolledLoss
 
-Adaptation = Literal["joint", "nested", "none"]
+Adaptation = Literal["joint", "nested", "unrolled", "none"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Training:
 
     ways, shots: of the tasks that the model is for.  train_ways: classes of a training task, more than `ways` to learn
     more from as many images.  queries: unlabelled images of each class.  tasks: a step.
-    adaptation: joint; nested, the baseline; none, a prototypical network.  adaptation_steps: of either.
+    adaptation: joint, or a baseline: nested (implicit MAML, with the exact gradient), unrolled (MAML), none (a prototypical
+    network).  adaptation_steps: of the joint or nested one.
     """
 
     ways: int = 5
@@ -59,14 +61,7 @@ class Trainer:
             )
         torch.manual_seed(training.seed)
         self.model = context_classifier(config).to(device)
-        nested = training.adaptation == "nested"
-        self.loss = MetaLoss(
-            self.model,
-            gradient=training.gradient,
-            prior=training.prior,
-            steps=0 if training.adaptation == "none" else training.adaptation_steps,
-            optimizer=Adam(0.1) if nested else None,
-        )
+        self.loss = self._loss()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
         self.step = 0
 
@@ -74,6 +69,18 @@ class Trainer:
     def steps(self) -> int:
         """Optimiser steps of the whole training."""
         return self.training.steps
+
+    def _loss(self) -> MetaLoss | UnrolledLoss:
+        training = self.training
+        if training.adaptation == "unrolled":
+            return UnrolledLoss(self.model, prior=training.prior)
+        return MetaLoss(
+            self.model,
+            gradient=training.gradient,
+            prior=training.prior,
+            steps=0 if training.adaptation == "none" else training.adaptation_steps,
+            optimizer=Adam(0.1) if training.adaptation == "nested" else None,
+        )
 
     def episode(self) -> Episode:
         """The tasks of this step."""

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jiio import tree
-from jiio.joint import equilibrium
 from jiio.problem import State
-from jiio.solution import Solution, Work
+from jiio.solution import Solution
 from jiio.tasks.attack import ImageModel, JointAttack, Method, attack_problem
 from jiio.tasks.threat import Threat
 
@@ -35,10 +34,8 @@ class AdversarialLoss(nn.Module):
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Solution[State]]:
         """The mean loss, and the solve behind it, whose status the training logs."""
         problem = attack_problem(self.model, images, labels, self.threat, loss="cross_entropy")
-        with torch.no_grad():
-            z = equilibrium(problem, self.model.start(images), images, work=(work := Work()), tol=1e-2).value
+        z = self.model.start(images)
         solution = self.method.run(problem, State(z, tree.apply(torch.zeros_like, z), images), self.threat)
-        solution.work.add(f=work.f)
         loss = -problem.lagrangian(solution.value).mean()
         if self.clean:
             loss = (1 - self.clean) * loss + self.clean * F.cross_entropy(self.model(images), labels)

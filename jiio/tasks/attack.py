@@ -52,20 +52,21 @@ class ImageModel(Protocol):
 
 @dataclass(frozen=True)
 class JointAttack:
-    """Joint steps of `rate` radii, each extrapolated by its last change.
+    """Joint steps of `rate` radii, each extrapolated by `lookahead` of its last change.
 
-    Steps longer than the radius are best: where the ball is active, project(x + rate radius g / |g|) is nearly the point of
-    the ball that g points to, and a fixed point of that map is a maximum (docs/results.md compares rates 0.4 to 30).
+    A step as long as the radius reaches any point of the ball; where the ball is active, project(x + rate radius g / |g|)
+    is nearly the point that g points to, and a fixed point of that map is a maximum. Longer steps are as strong within
+    ten steps and end at lower maxima (docs/results.md compares rates and lookaheads).
 
     loss: cross_entropy, or margin (the best other logit less the label's), which does not fade where the model is sure.
     restarts: solves of each image, the first from the clean image, the others from seeded random feasible points.
     solve_tol: relative residual of z at the start and at the end.
     """
 
-    steps: int = 30
-    rate: float = 3.0
-    lookahead: float = 1.0
-    solve_tol: float = 1e-3
+    steps: int = 40
+    rate: float = 1.0
+    lookahead: float = 1.25
+    solve_tol: float = 1e-2
     restarts: int = 1
     loss: Loss = "cross_entropy"
     seed: int = 0
@@ -87,7 +88,8 @@ class JointAttack:
 class PGDAttack:
     """Projected gradient ascent (Madry et al. 2018) with full equilibrium and adjoint solves at every step: the baseline.
 
-    warm: start each solve where the last one ended.  solve_tol: relative residual of the solves.
+    warm: start each solve where the last one ended; else where the model starts, as when an attack library calls it.
+    solve_tol: relative residual of the solves.
     """
 
     steps: int = 20
@@ -131,7 +133,7 @@ class Attack:
 
     images: attacked, feasible to 1e-6.  loss: re-solved, (batch,).  prediction: of the attacked image.  robust: whether
     every input that was tried is classified as labelled (targeted: not as the target).  resolved: whether the equilibria
-    that these rest on were solved to 1e-4.  work: of the attack, the clean equilibrium included, re-solving not.
+    that these rest on were solved to 1e-4.  work: of the attack, the joint one's first equilibrium included, re-solving not.
     """
 
     images: Tensor
@@ -197,8 +199,7 @@ def attack(
     """
     with torch.no_grad():
         problem = attack_problem(model, images, labels, threat, loss=method.loss, target=target)
-        readout, work = model.readout(), Work()
-        z = equilibrium(problem, model.start(images), images, work=work, tol=1e-3).value
+        readout, work, z = model.readout(), Work(), model.start(images)
         best = _candidate(problem, readout, State(z, z, images), labels, target)
         for restart in range(method.restarts):
             x = threat.random(images, method.seed + restart) if restart else images

@@ -15,6 +15,7 @@ from jiio.models import ContextClassifier, ContextConfig, context_classifier
 from jiio.problem import State
 from jiio.solution import Work
 from jiio.tasks.meta import PRIOR, SOLVER, Episode, MetaLoss, Query, adapt, adaptation, measured_curvature, start, step
+from jiio.tasks.unrolled import UnrolledLoss
 
 WAYS = 3
 
@@ -149,7 +150,9 @@ def test_logits_follow_a_permutation_of_the_classes() -> None:
 
 
 def test_mdeq_adapts_too() -> None:
-    config = ContextConfig(image_shape=(1, 8, 8), margin=0, channels=(8, 8), patch=2, width=8, film=3, features=4, cell="mdeq")
+    config = ContextConfig(
+        image_shape=(1, 8, 8), margin=0, channels=(8, 8), patch=2, width=8, film=3, features=4, cell="mdeq"
+    )
     torch.manual_seed(0)
     net, given = context_classifier(config), episode(torch.float32)
     value, logits, _ = MetaLoss(net, gradient="first_order", steps=5)(given)
@@ -221,3 +224,24 @@ def test_the_exact_outer_gradient_agrees_with_an_unrolled_solve() -> None:
     error, unfinished = compare_with_unrolled(net, given, rounds=16, inner=20, prior=0.5)
     assert unfinished < 3e-4
     assert error < 1e-3
+
+
+def test_the_unrolled_gradient_is_that_of_what_was_computed() -> None:
+    """Against differences along a random direction of all weights; few steps, far from convergence."""
+    net, given = calibrated()
+    loss = UnrolledLoss(net, steps=2, iterations=3)
+    loss.query = Query(net, tol=1e-11)
+    parameters = list(net.parameters())
+    value, _, solution = loss(given)
+    gradients = torch.autograd.grad(value, parameters)
+    generator = torch.Generator().manual_seed(3)
+    directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
+    eps, values = 1e-5, []
+    for sign in (1, -2):
+        with torch.no_grad():
+            for p, d in zip(parameters, directions, strict=True):
+                p.add_(d, alpha=sign * eps)
+            values.append(loss(given)[0].item())
+    assert slope == pytest.approx((values[0] - values[1]) / (2 * eps), rel=1e-5)
+    assert not bool(solution.converged.any())  # and says so
