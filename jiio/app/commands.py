@@ -37,6 +37,28 @@ class Common:
 
 
 @dataclass(frozen=True)
+class WithData(Common):
+    """Options of commands that read data sets."""
+
+    data_dir: Path | None = None
+    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
+
+
+@dataclass(frozen=True)
+class Train(WithData):
+    """Options of every training."""
+
+    output: Path | None = None
+    """Run folder; a folder under runs/ named after task, data and seed otherwise."""
+    resume: bool = False
+    """Go on from the last checkpoint of the same command."""
+    overwrite: bool = False
+    """Delete the run that the folder holds already."""
+    cell: Literal["well_posed", "mdeq"] = "well_posed"
+    """well_posed is a contraction by construction; mdeq is the paper's cell."""
+
+
+@dataclass(frozen=True)
 class Demo(Common):
     """Train a generator on scikit-learn's digits (about a minute), restore damaged test images, print a table.
 
@@ -57,7 +79,7 @@ def demo(options: Demo) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class TrainGeneration(Common):
+class TrainGeneration(Train):
     """Train a generator of images by joint latent optimisation. Ctrl-C saves; --resume goes on.
 
     Example: jiio train generation --data mnist --data-dir DATA
@@ -65,20 +87,10 @@ class TrainGeneration(Common):
 
     data: str = "digits"
     """digits, mnist, fashion-mnist, or folder:PATH for a folder of images."""
-    data_dir: Path | None = None
-    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
-    output: Path | None = None
-    """Run folder; runs/generation-DATA-SEED otherwise."""
-    resume: bool = False
-    """Go on from the last checkpoint of the same command."""
-    overwrite: bool = False
-    """Delete the run that the folder holds already."""
     latent: int | None = None
     """Entries of the latent vector; 16, 32 or 64 by the images' size otherwise."""
     size: int | None = None
     """Side to which the images of a folder are resized (32 otherwise)."""
-    cell: Literal["well_posed", "mdeq"] = "well_posed"
-    """well_posed is a contraction by construction; mdeq is the paper's cell."""
     steps: int = 1500
     """Optimiser steps."""
     images: int = 16384
@@ -116,9 +128,7 @@ def train_generation(options: TrainGeneration) -> dict[str, Any]:
         size=options.size,
         device=options.device,
     )
-    folder = RunFolder(options.output or default_folder(options.data, options.seed))
-    train(folder, trainer, config, resume=options.resume, overwrite=options.overwrite)
-    return {"run": str(folder.path), "steps": trainer.step}
+    return train(options, trainer, config, default=default_folder(options.data, options.seed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +183,7 @@ def restore(options: Restore) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diagnose(Common):
+class Diagnose(WithData):
     """Explain how the inner solve of a model behaves and what to change: contraction, curvature, lag, gradient error.
 
     Example: jiio diagnose digits-generator
@@ -181,8 +191,6 @@ class Diagnose(Common):
 
     run: Positional[str]
     """Run folder or the name of a packaged model."""
-    data_dir: Path | None = None
-    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
     images: int = 32
     """Test images to look at."""
     picture: Path | None = None
@@ -208,7 +216,7 @@ def diagnose(options: Diagnose) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Common):
+class Sample(WithData):
     """Draw new images from the density of a generator's latents, and interpolate between test images.
 
     Example: jiio sample mnist-generator --data-dir DATA
@@ -216,8 +224,6 @@ class Sample(Common):
 
     run: Positional[str] = "digits-generator"
     """Run folder or the name of a packaged model."""
-    data_dir: Path | None = None
-    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
     rows: int = 6
     """Rows of ten images."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("samples")
@@ -237,15 +243,17 @@ def sample(options: Sample) -> dict[str, Any]:
     return found
 
 
-def train(folder: RunFolder, trainer: Trainable, config: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+def train(options: Train, trainer: Trainable, config: dict[str, Any], *, default: Path) -> dict[str, Any]:
     """A training under a progress bar, from the start or from the run's last checkpoint."""
     from jiio.app.progress import steps_bar
 
-    for problem in open_run(folder, trainer, config, resume=resume, overwrite=overwrite):
+    folder = RunFolder(options.output or default)
+    for problem in open_run(folder, trainer, config, resume=options.resume, overwrite=options.overwrite):
         console.print(f"[yellow]skipped a damaged checkpoint: {problem}[/]")
     console.print("Ctrl-C saves and leaves")
     steps_bar(run_training(folder, trainer), total=trainer.steps, label="training", done=trainer.step)
     console.print(f"wrote {folder.path}; next: jiio evaluate {folder.path}")
+    return {"run": str(folder.path), "steps": trainer.step}
 
 
 def open_generator(run: str, device: str) -> tuple[Path, Generator, dict[str, Any]]:

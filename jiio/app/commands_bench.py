@@ -13,7 +13,7 @@ import tyro
 
 from jiio.app.bench import Case, reference_cost, run_case
 from jiio.app.bench_cases import adaptation_case, attack_case, generator_cases
-from jiio.app.commands import Common, images_of, open_model, text
+from jiio.app.commands import WithData, images_of, open_model, text
 from jiio.app.commands_classifier import labelled, threat_of
 from jiio.app.run_folder import UserError, user_input, write_json
 from jiio.app.table import console
@@ -29,7 +29,7 @@ QUICK = "digits-"  # packaged models that a bench without arguments takes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(Common):
+class Bench(WithData):
     """Compare the joint solve with every alternative on this machine: work and time to the same re-solved cost.
 
     Examples: jiio bench
@@ -41,8 +41,6 @@ class Bench(Common):
     """Run folders or names of packaged models; the digits models of the package by default."""
     full: bool = False
     """All models of the package."""
-    data_dir: Path | None = None
-    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
     repeats: int = 5
     """Timed runs of every method, interleaved."""
     threads: int = 1

@@ -11,7 +11,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from jiio.app.commands import Common, open_model, own_run, text, train
+from jiio.app.commands import Common, Train, WithData, open_model, own_run, text, train
 from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.app.table import console
 from jiio.app.train_classifier import RADII, Training, default_folder, make_trainer
@@ -23,7 +23,7 @@ Positional = tyro.conf.Positional
 
 
 @dataclass(frozen=True)
-class TrainAdversarial(Common):
+class TrainAdversarial(Train):
     """Train a classifier against attacks within a norm ball, each solved jointly with the equilibrium.
 
     Example: jiio train adversarial --data mnist --data-dir DATA
@@ -31,14 +31,6 @@ class TrainAdversarial(Common):
 
     data: str = "digits"
     """digits, mnist, fashion-mnist or cifar10."""
-    data_dir: Path | None = None
-    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
-    output: Path | None = None
-    """Run folder; runs/adversarial-DATA-SEED otherwise."""
-    resume: bool = False
-    """Go on from the last checkpoint of the same command."""
-    overwrite: bool = False
-    """Delete the run that the folder holds already."""
     attack: Literal["joint", "pgd", "none"] = "joint"
     """joint; pgd, the baseline with a full solve at each step; none, clean training."""
     attack_steps: int = 6
@@ -53,8 +45,6 @@ class TrainAdversarial(Common):
     """Radius, pixels in [0, 1]; 0.7 for digits, 1 for mnist, 0.5 otherwise."""
     clean: float = 0.0
     """Share of the clean images in the loss."""
-    cell: Literal["well_posed", "mdeq"] = "well_posed"
-    """well_posed is a contraction by construction; mdeq is the paper's cell."""
     steps: int = 1500
     """Optimiser steps."""
     batch: int = 64
@@ -82,9 +72,7 @@ def train_adversarial(options: TrainAdversarial) -> dict[str, Any]:
     trainer, config = make_trainer(
         options.data, training, data_dir=text(options.data_dir), cell=options.cell, device=options.device
     )
-    folder = RunFolder(options.output or default_folder(options.data, options.seed))
-    train(folder, trainer, config, resume=options.resume, overwrite=options.overwrite)
-    return {"run": str(folder.path), "steps": trainer.step}
+    return train(options, trainer, config, default=default_folder(options.data, options.seed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +115,7 @@ def attack_files(options: AttackFiles) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditRun(Common):
+class AuditRun(WithData):
     """Does a classifier only look robust? Gradients, radii, step sizes, tolerances, unrolled, transferred, gradient-free.
 
     Example: jiio audit digits-classifier
@@ -135,8 +123,6 @@ class AuditRun(Common):
 
     run: Positional[str] = "digits-classifier"
     """Run folder or the name of a packaged model."""
-    data_dir: Path | None = None
-    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
     images: int = 200
     """Test images, chosen by a fixed seed."""
     radius: float | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import tyro
 
-from jiio.app.commands import SHOWN, Common, images_of, open_model, own_run, text
+from jiio.app.commands import SHOWN, WithData, images_of, open_model, own_run, text
 from jiio.app.commands_classifier import labelled, threat_of, training_seconds
 from jiio.app.progress import images_bar
 from jiio.app.run_folder import RunFolder, UserError, user_input
@@ -23,7 +23,7 @@ Positional = tyro.conf.Positional
 
 
 @dataclass(frozen=True)
-class Evaluate(Common):
+class Evaluate(WithData):
     """How good is a trained model on test images it has not seen?
 
     A generator: reconstruction and restoration, beside PCA and probabilistic PCA. A classifier: accuracy, clean and under
@@ -35,8 +35,6 @@ class Evaluate(Common):
 
     run: Positional[str] = "digits-generator"
     """Run folder or the name of a packaged model."""
-    data_dir: Path | None = None
-    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
     images: int = 1000
     """Test images, chosen by a fixed seed; 0 for all."""
     draws: int = 3

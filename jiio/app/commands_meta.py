@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jiio.app.commands import Common, open_model, text, train
-from jiio.app.run_folder import RunFolder, UserError
+from jiio.app.commands import Common, Train, open_model, text, train
+from jiio.app.run_folder import UserError
 from jiio.app.train_meta import Training, default_folder, make_trainer
 from jiio.models import ContextClassifier
 from jiio.tasks.meta import PRIOR
@@ -18,20 +18,12 @@ Positional = tyro.conf.Positional
 
 
 @dataclass(frozen=True)
-class TrainMeta(Common):
+class TrainMeta(Train):
     """Train a classifier that adapts to a few labelled examples, over tasks drawn from Omniglot's characters.
 
     Example: jiio train meta --ways 5 --shots 1 --data-dir DATA
     """
 
-    data_dir: Path | None = None
-    """Folder that holds the data sets; the environment variable JIIO_DATA_DIR otherwise."""
-    output: Path | None = None
-    """Run folder; runs/meta-omniglot-WAYSwaySHOTSshot-SEED otherwise."""
-    resume: bool = False
-    """Go on from the last checkpoint of the same command."""
-    overwrite: bool = False
-    """Delete the run that the folder holds already."""
     ways: int = 5
     """Classes of a task that the model is for."""
     shots: int = 1
@@ -48,8 +40,6 @@ class TrainMeta(Common):
     """joint, or a baseline: nested (implicit MAML), unrolled (MAML), none (a prototypical network)."""
     division: Literal["random", "original"] = "random"
     """1200 characters of all alphabets for training, or the 964 of the original background set."""
-    cell: Literal["well_posed", "mdeq"] = "well_posed"
-    """well_posed is a contraction by construction; mdeq is the paper's cell."""
     steps: int = 1500
     """Optimiser steps."""
     learning_rate: float = 3e-3
@@ -72,9 +62,7 @@ def train_meta(options: TrainMeta) -> dict[str, Any]:
         seed=options.seed,
     )
     trainer, config = make_trainer(training, data_dir=text(options.data_dir), cell=options.cell, device=options.device)
-    folder = RunFolder(options.output or default_folder(options.ways, options.shots, options.seed))
-    train(folder, trainer, config, resume=options.resume, overwrite=options.overwrite)
-    return {"run": str(folder.path), "steps": trainer.step}
+    return train(options, trainer, config, default=default_folder(options.ways, options.shots, options.seed))
 
 
 @dataclass(frozen=True, kw_only=True)

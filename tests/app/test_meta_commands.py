@@ -40,7 +40,7 @@ def test_evaluation_compares_with_prototypes_and_nested(run: Path, data: Path) -
     assert main(["evaluate", str(run), "--tasks", "2", "--data-dir", str(data), "--threads", "1"]) == 0
     report = json.loads((run / "report.json").read_text())
     for name in ("5way-1shot", "5way-5shot", "20way-1shot"):
-        assert set(report[name]) == {"joint", "nested", "prototypes"}
+        assert set(report[name]) == {"joint", "nested", "unrolled", "prototypes"}
         assert 0 <= report[name]["joint"]["accuracy"]["mean"] <= 1
         assert report[name]["joint"]["support_objective"] <= 1.01 * report[name]["nested"]["support_objective"]
 
