@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 TRAIN = 1437  # four fifths; the rest are test images
@@ -18,12 +17,16 @@ def _rows(split: Literal["train", "test"]) -> Tensor:
 
 def digits_images(split: Literal["train", "test"]) -> Tensor:
     """(1437 or 360, 1, 8, 8) in [0, 1]; the split is fixed."""
-    bunch: Any = load_digits()
-    images = torch.from_numpy(bunch.images).float() / 16
+    images = torch.from_numpy(_bunch().images).float() / 16
     return images[_rows(split), None]
 
 
 def digits_labels(split: Literal["train", "test"]) -> Tensor:
     """(1437 or 360,), 0 to 9."""
-    bunch: Any = load_digits()
-    return torch.from_numpy(bunch.target).long()[_rows(split)]
+    return torch.from_numpy(_bunch().target).long()[_rows(split)]
+
+
+def _bunch() -> Any:
+    from sklearn.datasets import load_digits  # a second of start-up, which most commands need not pay
+
+    return load_digits()

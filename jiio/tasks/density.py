@@ -6,8 +6,6 @@ import warnings
 from typing import NamedTuple
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 PER_COMPONENT = 8  # latents, times their size, that a component is fitted to at least
@@ -69,6 +67,9 @@ class LatentDensity(NamedTuple):
     def fit(cls, latents: Tensor, *, components: int, seed: int = 0) -> LatentDensity:
         """Fitted to `latents` (count, latent) by expectation maximisation; components that so few latents can't support
         keep a weight of 0."""
+        from sklearn.exceptions import ConvergenceWarning  # a second of start-up, which most commands need not pay
+        from sklearn.mixture import GaussianMixture
+
         count, size = latents.shape
         used = max(1, min(components, count // (PER_COMPONENT * size)))
         values = latents.detach().double().cpu().numpy()
