@@ -15,7 +15,7 @@ from jiio.curvature import gauss_newton, inverse_of
 from jiio.data.episodes import Episodes
 from jiio.models import Classifier, ContextClassifier, Generator
 from jiio.optimizer import LBFGS, PGD, Adam
-from jiio.precondition import Matrix, Scalar, Step
+from jiio.precondition import Matrix, Rule, Scalar, Step
 from jiio.problem import State
 from jiio.schedule import Switch
 from jiio.solver import Anderson
@@ -70,24 +70,39 @@ def generator_cases(name: str, model: Generator, train: Tensor, test: Tensor, *,
 def latent_contenders(batch: Batch, matrix: Tensor) -> dict[str, Settings]:
     """`matrix`: the inverse of the model's average Gauss-Newton matrix, which the quasi-Newton methods get too."""
     largest = float(torch.linalg.eigvalsh(torch.linalg.inv(matrix))[-1])
-    initial, step = Matrix(matrix, 1.0), batch.step
-    published = Step(Scalar(0.01), z=0.8, mu=0.6, schedule=Switch(at=62, factor=0.3), lag=None, cut=None)
+    found = contenders(
+        batch,
+        default=Joint(batch.step(RATE), SOLVER),
+        initial=Matrix(matrix, 1.0),
+        published=Joint(published(0.01, at=62, factor=0.3), Anderson(20)),
+    )
+    found["joint, plain steps"] = {f"rate {r}": Joint(Step(Scalar(r, 1 / largest))) for r in RATES}
+    return found
+
+
+def contenders(batch: Batch, *, default: Joint, initial: Rule, published: Joint) -> dict[str, Settings]:
+    """Every way to minimise over a free x. `initial`: what the quasi-Newton methods start from."""
+    step = batch.step
     found: dict[str, Settings] = {
-        "joint": {"default": Joint(step(RATE), SOLVER)},
+        "joint": {"default": default},
         "joint, Picard": {f"rate {r}": Joint(step(r)) for r in RATES},
         "joint, Anderson": {f"rate {r}": Joint(step(r), Anderson(6)) for r in RATES},
-        "joint, plain steps": {f"rate {r}": Joint(Step(Scalar(r, 1 / largest))) for r in RATES},
-        "joint, published settings": {"the paper's": Joint(published, Anderson(20))},
+        "joint, published settings": {"the paper's": published},
         "nested cold Adam": nested_adam(warm=False),
         "nested warm Adam": nested_adam(warm=True),
         "nested warm L-BFGS": {f"tol {t}": Nested(LBFGS(initial=initial), True, t) for t in TOLERANCES},
         "joint, then L-BFGS": {
-            f"after {k}": Handover(Joint(step(RATE)), LBFGS(initial=initial), after=k) for k in (5, 10, 20)
+            f"after {k}": Handover(Joint(default.step), LBFGS(initial=initial), after=k) for k in (5, 10, 20)
         },
     }
     if find_spec("torchdeq"):
         found["TorchDEQ, Adam"] = {f"rate {r}": TorchDEQ(Adam(r)) for r in ADAM}
     return found
+
+
+def published(rate: float | Rule, *, at: int, factor: float) -> Step:
+    """The paper's rates: z 0.8, mu 0.6, the input's `rate` cut once by `factor`, and no safeguard."""
+    return Step(rate, z=0.8, mu=0.6, schedule=Switch(at=at, factor=factor), lag=None, cut=None)
 
 
 def nested_adam(*, warm: bool) -> Settings:
@@ -139,12 +154,13 @@ def attacked(model: Classifier, images: Tensor, labels: Tensor, threat: Threat) 
 def attack_contenders(batch: Batch, threat: Threat) -> dict[str, Settings]:
     """Quasi-Newton methods have no part here: the ball is active everywhere."""
     plain = {r: Step(threat.rule(r), lag=None, cut=None) for r in RADII}
-    published = Step(threat.rule(0.6), z=0.8, mu=0.6, schedule=Switch(at=50, factor=1 / 3), lag=None, cut=None)
     found: dict[str, Settings] = {
         "joint": {"default": Joint(batch.step(JointAttack().rate))},
         "joint, no lookahead": {f"rate {r}": Joint(step) for r, step in plain.items()},
         "joint, Anderson": {f"rate {r}": Joint(step, Anderson(6)) for r, step in plain.items()},
-        "joint, published settings": {"the paper's": Joint(published, Anderson(20))},
+        "joint, published settings": {
+            "the paper's": Joint(published(threat.rule(0.6), at=50, factor=1 / 3), Anderson(20))
+        },
         "nested cold PGD": nested_pgd(threat, warm=False),
         "nested warm PGD": nested_pgd(threat, warm=True),
     }
@@ -182,24 +198,12 @@ def adapted(model: ContextClassifier, tasks: tuple[Tensor, ...], ways: int, prio
 
 def adaptation_contenders(batch: Batch, curvature: float) -> dict[str, Settings]:
     """`curvature`: the model's, which the quasi-Newton methods get too."""
-    initial = Scalar(1.0, 1 / curvature)
-    published = Step(Scalar(0.04), z=0.8, mu=0.6, schedule=Switch(at=62, factor=0.25), lag=None, cut=None)
-    step = batch.step
-    found: dict[str, Settings] = {
-        "joint": {"default": Joint(step(meta.RATE), meta.SOLVER)},
-        "joint, Picard": {f"rate {r}": Joint(step(r)) for r in RATES},
-        "joint, Anderson": {f"rate {r}": Joint(step(r), Anderson(6)) for r in RATES},
-        "joint, published settings": {"the paper's": Joint(published, Anderson(40))},
-        "nested cold Adam": nested_adam(warm=False),
-        "nested warm Adam": nested_adam(warm=True),
-        "nested warm L-BFGS": {f"tol {t}": Nested(LBFGS(initial=initial), True, t) for t in TOLERANCES},
-        "joint, then L-BFGS": {
-            f"after {k}": Handover(Joint(step(meta.RATE)), LBFGS(initial=initial), after=k) for k in (5, 10)
-        },
-    }
-    if find_spec("torchdeq"):
-        found["TorchDEQ, Adam"] = {f"rate {r}": TorchDEQ(Adam(r)) for r in ADAM}
-    return found
+    return contenders(
+        batch,
+        default=Joint(batch.step(meta.RATE), meta.SOLVER),
+        initial=Scalar(1.0, 1 / curvature),
+        published=Joint(published(0.04, at=62, factor=0.25), Anderson(40)),
+    )
 
 
 def clean(model: Generator, images: Tensor, prior: float) -> Batch:
