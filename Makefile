@@ -27,7 +27,7 @@ docs: .venv/.runtime
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv runs site
+	rm -rf .venv site
 
 # torch first and pinned: left to choose, pip takes a build with gigabytes of CUDA
 .venv/.runtime: pyproject.toml constraints.txt
