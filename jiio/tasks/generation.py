@@ -203,6 +203,7 @@ class GenerationLoss(nn.Module):
             problem,
             start(self.model, len(images), latent=latent),
             step=self._step(len(images)),
+            solver=SOLVER,
             max_steps=self.joint_steps,
             on_failure="ignore",
         )

@@ -130,7 +130,7 @@ def test_equilibria_of_latents_do_not_depend_on_their_batch() -> None:
 def test_the_training_loss_is_the_optimal_cost_with_its_exact_gradient() -> None:
     """Against central differences of the re-solved cost along a random direction of all weights."""
     model = fitted(torch.float64)
-    module = GenerationLoss(model, joint_steps=2000)
+    module = GenerationLoss(model, joint_steps=2000, rate=0.3)
     batch = images(3, torch.float64)
 
     def optimum() -> torch.Tensor:
