@@ -86,11 +86,11 @@ class TrainGeneration(Train):
     """
 
     data: str = "digits"
-    """digits, mnist, fashion-mnist, or folder:PATH for a folder of images."""
+    """digits, mnist, fashion-mnist, cifar10, faces64, celeba, or folder:PATH for a folder of images."""
     latent: int | None = None
     """Entries of the latent vector; 16, 32 or 64 by the images' size otherwise."""
     size: int | None = None
-    """Side to which the images of a folder are resized (32 otherwise)."""
+    """Side to which images of celeba (64 otherwise) and of a folder (32) are resized."""
     steps: int = 1500
     """Optimiser steps."""
     images: int = 16384

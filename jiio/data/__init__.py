@@ -1,4 +1,4 @@
-"""Readers of images: embedded digits, MNIST and its kin, CIFAR-10, folders of files. Images are float32 in [0, 1]."""
+"""Readers of images: embedded digits, MNIST and its kin, CIFAR-10, faces, folders of files. Images are float32 in [0, 1]."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Literal
 from torch import Tensor
 
 from jiio.data.cifar import cifar10
+from jiio.data.faces import celeba, faces64
 from jiio.data.folder import folder_images
 from jiio.data.idx import idx_images, idx_labels
 from jiio.data.image import read_image, write_image
 
 Split = Literal["train", "test"]
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "folder:PATH")
+NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "faces64", "celeba", "folder:PATH")
 LABELLED = ("digits", "mnist", "fashion-mnist", "cifar10")
 __all__ = ["LABELLED", "NAMES", "Split", "data_root", "load_images", "load_labels", "read_image", "write_image"]
 
@@ -39,9 +40,9 @@ def load_images(
 ) -> Tensor:
     """Images (n, channels, height, width) in [0, 1].
 
-    name: digits (embedded, 8x8), mnist, fashion-mnist (28x28), cifar10 (32x32), folder:PATH.
-    size, channels: of a folder's images, by
-    default 32 and 3.  Raises `ValueError` for an unknown name or a damaged file, `FileNotFoundError` for missing data.
+    name: digits (embedded, 8x8), mnist, fashion-mnist (28x28), cifar10 (32x32), faces64 (64x64), celeba, folder:PATH.
+    size: of celeba's images (64 by default) and a folder's (32).  channels: of a folder's, 3 by default.
+    Raises `ValueError` for an unknown name or a damaged file, `FileNotFoundError` for missing data.
 
     >>> load_images("digits", "test").shape
     torch.Size([360, 1, 8, 8])
@@ -54,6 +55,10 @@ def load_images(
         return idx_images(name, split, data_root(root))
     if name == "cifar10":
         return cifar10(split, data_root(root))[0]
+    if name == "faces64":
+        return faces64(split, data_root(root))
+    if name == "celeba":
+        return celeba(split, data_root(root), size=size or 64)
     if name.startswith("folder:"):
         return folder_images(Path(name.removeprefix("folder:")), split, size=size or 32, channels=channels or 3)
     raise ValueError(f"unknown data {name!r}: choose one of {', '.join(NAMES)}")

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from jiio.data.sheet import as_images, read_sheet
 
 SIDE = 32
 FOLDERS = ("cifar10", "cifar-10-batches-py", ".")
@@ -66,26 +67,7 @@ def _sheets(split: Split, folder: Path) -> tuple[Tensor, Tensor]:
     images = np.concatenate([read_sheet(folder / f"{name}.webp", SIDE) for name in BATCHES[split]])
     if len(images) != len(labels):
         raise ValueError(f"{folder} has {len(images)} {split} images but {len(labels)} labels")
-    return _as_images(images), torch.from_numpy(labels.astype(np.int64))
-
-
-def read_sheet(path: Path, side: int) -> np.ndarray[Any, Any]:
-    """The tiles of a sheet, row by row, (n, side, side, 3) of unsigned bytes."""
-    try:
-        with Image.open(path) as picture:
-            sheet = np.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        if not path.exists():
-            raise FileNotFoundError(f"no sheet {path}") from error
-        raise ValueError(f"{path} is not a readable picture: {error}") from error
-    rows, columns = sheet.shape[0] // side, sheet.shape[1] // side
-    if sheet.shape[:2] != (rows * side, columns * side):
-        raise ValueError(f"{path} of {sheet.shape[1]}x{sheet.shape[0]} does not divide into tiles of {side}")
-    return sheet.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1, side, side, 3)
-
-
-def _as_images(pixels: np.ndarray[Any, Any]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div_(255)
+    return as_images(images), torch.from_numpy(labels.astype(np.int64))
 
 
 def _archive(split: Split, path: Path) -> tuple[Tensor, Tensor]:
