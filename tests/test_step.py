@@ -1,0 +1,72 @@
+"""Input steps: every rule reaches the same minimum, curvatures are right, unfit preconditioners are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jiio import (
+    Box,
+    Diagonal,
+    Falling,
+    L2Ball,
+    Matrix,
+    Normalized,
+    Scalar,
+    Step,
+    curvature,
+    gauss_newton,
+    inverse_of,
+    solve,
+)
+from tests.problems import D, N, SmoothCell, linear_quadratic, smooth_problem, zeros
+
+
+def test_gauss_newton_matrix_of_a_linear_problem_is_its_reduced_hessian() -> None:
+    exact = linear_quadratic()
+    gain = torch.linalg.solve(torch.eye(N, dtype=torch.float64) - exact.A, exact.B)
+    hessian = gain.T @ exact.C.T @ exact.C @ gain + exact.prior * torch.eye(D, dtype=torch.float64)
+    state = exact.solution()
+    found = gauss_newton(exact.problem(), state.z, state.x)
+    assert float((found - hessian).abs().max() / hessian.abs().max()) < 0.05
+    largest = curvature(exact.problem(), exact.start().z, exact.start().x, steps=20)
+    assert torch.allclose(largest, torch.linalg.matrix_norm(hessian, 2).expand(4), rtol=0.05)
+    assert torch.allclose(inverse_of(hessian) @ hessian, torch.eye(D, dtype=torch.float64), atol=1e-8)
+
+
+RULES = {
+    "number": Step(0.1),
+    "schedule": Step(0.1, schedule=lambda k: 0.5 if k > 200 else 1.0),
+    "diagonal": Step(Diagonal(torch.full((1, D), 0.1, dtype=torch.float64), rate=1.0)),
+    "matrix": Step(Matrix(0.1 * torch.eye(D, dtype=torch.float64), rate=1.0)),
+    "per sample": Step(Scalar(torch.tensor([0.1, 0.05, 0.12], dtype=torch.float64))),
+    "damped": Step(0.1, z=0.8, mu=0.6),
+    "looking ahead": Step(0.1, lookahead=Falling(1.0, 0.0)),
+}
+
+
+@pytest.mark.parametrize("step", RULES.values(), ids=RULES)
+def test_every_input_rule_reaches_the_same_minimum(step: Step) -> None:
+    problem = smooth_problem(SmoothCell())
+    solution = solve(problem, zeros(problem), step=step, tol=1e-7, max_steps=4000)
+    reference = solve(problem, zeros(problem), tol=1e-9, max_steps=4000)
+    assert float((solution.value.x - reference.value.x).abs().max()) < 1e-5
+
+
+def test_a_normalised_step_solves_a_problem_with_an_active_ball() -> None:
+    ball = L2Ball(torch.zeros(3, D, dtype=torch.float64), 0.2)
+    problem = smooth_problem(SmoothCell(), constraint=ball)
+    a = solve(problem, zeros(problem), step=Step(Normalized(0.03)), tol=1e-6, max_steps=2000)
+    b = solve(problem, zeros(problem), step=Step(0.1), tol=1e-8, max_steps=4000)
+    assert float((a.value.x - b.value.x).abs().max()) < 1e-5
+    assert bool(ball.contains(a.value.x, 1e-6).all())
+
+
+def test_a_preconditioner_that_does_not_commute_with_the_constraint_is_refused() -> None:
+    ball = smooth_problem(SmoothCell(), constraint=L2Ball(torch.zeros(3, D, dtype=torch.float64), 0.3))
+    box = smooth_problem(SmoothCell(), constraint=Box(-0.1, 0.1))
+    matrix, diagonal = Matrix(torch.eye(D, dtype=torch.float64)), Diagonal(torch.ones(1, D, dtype=torch.float64))
+    for problem, rule in ((ball, matrix), (ball, diagonal), (box, matrix)):
+        with pytest.raises(ValueError, match="does not commute"):
+            solve(problem, zeros(problem), step=Step(rule))
+    solve(box, zeros(box), step=Step(Diagonal(torch.full((1, D), 0.1, dtype=torch.float64), rate=1.0)), max_steps=1000)
