@@ -24,6 +24,7 @@ class Stem(nn.Module):
     image's sides, each further one half of that.  width: channels of the convolutions.  depth: convolutions at the
     first resolution; one more for each halving.
 
+    >>> import torch
     >>> u = Stem((1, 16, 16), [(4, 4, 4), (6, 2, 2)], width=8).bind()
     >>> [tuple(part.shape) for part in u(torch.zeros(3, 1, 16, 16))]
     [(3, 4, 4, 4), (3, 6, 2, 2)]
