@@ -18,8 +18,11 @@ DIVERGENCE_FACTOR = 1e3
 SETTLED = 1e-2
 FAR = 0.3
 GROWING_CHECKS = 3
-# Merits are known to about this share; an earlier iterate is preferred only when it was better by more.
+# Merits are known to about this share of themselves, or of the first; an earlier iterate is preferred only when it was
+# better by more.
 MERIT_ACCURACY = 1e-3
+# Rows are taken out when at most this share of them is unfinished: copying the rest costs little beside an evaluation.
+COMPACTED = 0.75
 
 
 class Evaluation(NamedTuple):
@@ -87,6 +90,7 @@ class Book:
         self.finished = torch.zeros(batch, dtype=torch.bool, device=first.device)
         self.best = s
         self.best_merit = first.new_full((batch,), torch.inf)
+        self.first_merit = first.new_full((batch,), torch.inf)  # the first finite one
         self.best_residual = first.new_full((batch, blocks), torch.inf)
         self.trend = first.new_full((batch,), torch.inf)  # moving average of log(residual over tolerance)
         self.least = first.new_full((batch,), torch.inf)  # its smallest value
@@ -135,6 +139,7 @@ class Book:
         gained |= (self.best_merit == torch.inf) & now.merit.isfinite()
         gained |= self._falling(excess, broken)
         self.progress = torch.where(gained & ~broken, k, self.progress)
+        self.first_merit = torch.where(self.first_merit.isfinite(), self.first_merit, now.merit)
         # while no iterate can be compared by merit, the latest finite one stands in
         better = ~broken & ((now.merit < self.best_merit) | (self.best_merit == torch.inf))
         self.best = tree.where(better, s, self.best)
@@ -151,7 +156,7 @@ class Book:
         return falling
 
     def _store(self, k: int, s: Tree, now: Evaluation, status: Tensor, ended: Tensor) -> None:
-        accuracy = MERIT_ACCURACY * self.best_merit.abs()
+        accuracy = MERIT_ACCURACY * torch.maximum(self.best_merit.abs(), self.first_merit.abs())
         use_best = ~(now.merit <= self.best_merit + accuracy) & (self.best_residual[:, 0] < torch.inf)
         status = torch.where(use_best & (status == int(Status.CONVERGED)), int(Status.STALLED), status)
         value = tree.where(use_best, self.best, s)
@@ -164,14 +169,15 @@ class Book:
         self.steps[rows] = k + 1
 
     def compaction(self) -> Tensor | None:
-        """Positions of the unfinished rows when they are at most half of those in the iteration, else None."""
+        """Positions of the unfinished rows when they are few enough (`COMPACTED`) of those in the iteration, else None."""
         unfinished = (~self.finished).nonzero()[:, 0]
-        if len(unfinished) > len(self.finished) // 2:
+        if len(unfinished) > COMPACTED * len(self.finished):
             return None
         for name in (
             "rows",
             "finished",
             "best_merit",
+            "first_merit",
             "best_residual",
             "least",
             "trend",

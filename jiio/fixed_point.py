@@ -16,8 +16,8 @@ from jiio.solver import Anderson, Solver
 from jiio.tree import Tree
 
 # Steps between looks at the residuals of a long solve. Each look synchronises with the device once; a sample that converges
-# between two looks takes up to three steps too many. A solve of z or mu alone takes some five steps and looks at each.
-CHECK_EVERY = 4
+# between two looks takes a step too many. A solve of z or mu alone takes some five steps and looks at each.
+CHECK_EVERY = 2
 Callback = Callable[[int, Tree, "Evaluation"], None]
 
 
@@ -58,16 +58,16 @@ class PlainMap:
         raise TypeError("a plain map can't be restricted to some samples")
 
 
-def relative_residual(s: Tree, fs: Tree) -> tuple[Tensor, Tensor]:
-    """|fs - s| / |fs| and |fs| of each sample; 0 where both vanish."""
-    difference = tree.norm(tree.apply(torch.sub, fs, s))
+def relative(defect: Tree, fs: Tree) -> tuple[Tensor, Tensor]:
+    """|defect| / |fs| and |fs| of each sample; 0 where both vanish."""
+    difference = tree.norm(defect)
     size = tree.norm(fs).clamp_min(torch.finfo(difference.dtype).tiny)
     return difference / size, size
 
 
 def compared(s: Tree, fs: Tree) -> Evaluation:
     """The evaluation of a map of one block, whose merit is its residual."""
-    residual, size = relative_residual(s, fs)
+    residual, size = relative(tree.apply(torch.sub, fs, s), fs)
     return Evaluation(fs, residual[:, None], size, residual)
 
 

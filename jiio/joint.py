@@ -10,7 +10,7 @@ from torch import Tensor
 from jiio import tree
 from jiio.book import Evaluation
 from jiio.constraint import Free
-from jiio.fixed_point import compared, iterate, relative_residual, require_same_form
+from jiio.fixed_point import compared, iterate, relative, require_same_form
 from jiio.precondition import Normalized, Rule, Scalar, Sign, Step
 from jiio.problem import Problem, State
 from jiio.solution import Solution, Work
@@ -151,7 +151,8 @@ class JointMap:
         now = self.problem.gradients(s)
         batch = len(s.x)
         self.work.add(f=batch, vjp=batch, cost_grad=batch)
-        r_z, size_z = relative_residual(s.z, now.f)
+        defect = tree.apply(torch.sub, now.f, s.z)
+        r_z, size_z = relative(defect, now.f)
         size_mu = torch.maximum(tree.norm(s.mu), self.mu_floor)
         r_mu = tree.norm(tree.apply(torch.sub, now.z, s.mu)) / size_mu
         self.memory.rule = self.memory.rule.refresh(s.z, s.x, k)
@@ -162,7 +163,10 @@ class JointMap:
         rate = self.step.rate(k, torch.maximum(r_z, r_mu))
         rate = rate if cut is None else rate * self.memory.factor
         x, r_x = self._move(s.x, now.x, direction, rate, cut)
-        merit = torch.where(r_z < max(self.tol_z, COMPARABLE), now.cost, torch.inf)
+        # the Lagrangian is the cost at the equilibrium to second order in how far z is off, the cost only to first: compared
+        # by cost, every second attack ended at an earlier, worse image that a lagging z had flattered
+        value = now.cost + torch.where(r_mu < 1, tree.inner(s.mu, defect), 0.0)
+        merit = torch.where(r_z < max(self.tol_z, COMPARABLE), value, torch.inf)
         merit = torch.where(now.cost.isfinite(), merit, torch.nan)
         state = State(_damped(s.z, now.f, self.step.z), _damped(s.mu, now.z, self.step.mu), x)
         return Evaluation(state, torch.stack((r_z, r_mu, r_x), dim=1), size_z, merit)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import tyro
 
-from jiio.app.bench import Case, reference_cost, run_case
+from jiio.app.bench import Case, find_reference, run_case
 from jiio.app.bench_cases import adaptation_case, attack_case, generator_cases
 from jiio.app.commands import WithData, images_of, open_model, text
 from jiio.app.commands_classifier import labelled, threat_of
@@ -48,7 +48,7 @@ class Bench(WithData):
     picture: Path = Path("runs/bench/bench.png")
     """Where the figure goes."""
     keep_reference: bool = False
-    """Search the best known costs anew (minutes) and keep them in the run's reference.json."""
+    """Search the best known costs and every method's settings anew (minutes) and keep them in the run's reference.json."""
 
 
 def bench(options: Bench) -> dict[str, Any]:
@@ -66,8 +66,7 @@ def bench(options: Bench) -> dict[str, Any]:
         for case in cases(run, options):
             with console.status(case.problem) as status:
                 if options.keep_reference or case.problem not in kept:
-                    status.update(f"{case.problem}: the best known cost, by long runs")
-                    kept[case.problem] = reference_cost(case, case.measured)
+                    kept[case.problem] = find_reference(case, status.update)
                 results.append(
                     run_case(case, reference=kept[case.problem], repeats=options.repeats, watch=status.update)
                 )
