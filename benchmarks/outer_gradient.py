@@ -25,9 +25,8 @@ from jiio.app.progress import images_bar
 from jiio.app.run_folder import write_json
 from jiio.app.table import show, with_interval
 from jiio.app.train_meta import Trainer, Training, make_trainer
-from jiio.data import data_root
+from jiio.data import load_characters
 from jiio.data.episodes import Episodes
-from jiio.data.omniglot import omniglot
 from jiio.tasks.meta import Episode, Gradient, MetaLoss
 from jiio.tasks.metrics import interval
 
@@ -40,8 +39,10 @@ TIGHT = {"steps": 300, "linear_tol": 1e-4, "linear_steps": 200}
 class Options:
     """What is measured on how much."""
 
-    data_dir: str
-    """Folder with omniglot-py."""
+    data: str = "omniglot"
+    """omniglot or digits."""
+    data_dir: str | None = None
+    """Folder of the data."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One pair of trainings each."""
     steps: int = 300
@@ -61,7 +62,7 @@ class Options:
 def main(options: Options) -> None:
     """Print the table, write the figures."""
     torch.set_num_threads(options.threads)
-    test = omniglot("test", data_root(options.data_dir), division="random")
+    test = load_characters(options.data, "test", root=options.data_dir)
     rows: list[dict[str, Any]] = []
     with images_bar("optimiser steps", total=len(options.seeds) * len(GRADIENTS) * options.steps) as done:
         for seed in options.seeds:
@@ -77,7 +78,7 @@ def measured(
 ) -> dict[str, Any]:
     """One training, and what came of it."""
     training = Training(gradient=gradient, train_ways=options.train_ways, steps=options.steps, seed=seed)
-    trainer, _ = make_trainer(training, data_dir=options.data_dir)
+    trainer, _ = make_trainer(options.data, training, data_dir=options.data_dir)
     fresh = gradient_errors(trainer)
     seconds: list[float] = []
     for _ in range(options.steps):

@@ -13,6 +13,7 @@ import torch
 
 from jiio.app import compare
 from jiio.app.methods import Method
+from jiio.fixed_point import CHECK_EVERY
 from jiio.joint import InputMemory, JointMap
 from jiio.precondition import Step
 from jiio.problem import Problem, State
@@ -130,7 +131,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def step_cost(batch: Batch, repeats: int = 21) -> float:
-    """Median time of a joint step over that of a bare forward, VJP of f and cost gradient, interleaved."""
+    """Median time of a joint step over that of a bare forward, VJP of f and cost gradient, interleaved; a solve measures
+    residuals at one of `CHECK_EVERY` steps, and so does this."""
     step, s = batch.step(0.3), batch.origin
     F = JointMap(
         batch.problem, step, torch.ones(len(s.x)), Work(), 1e-3, InputMemory.fresh(step.rule, s.x), cut_steps=math.inf
@@ -140,9 +142,12 @@ def step_cost(batch: Batch, repeats: int = 21) -> float:
     joint, bare = [], []
     for k in range(repeats):
         began = time.perf_counter()
-        F.evaluate(s, k)
+        F.evaluate(s, CHECK_EVERY * k)
+        for more in range(1, CHECK_EVERY):
+            F.advance(s, CHECK_EVERY * k + more)
         middle = time.perf_counter()
-        compare.bare_step(batch.problem, s)
+        for _ in range(CHECK_EVERY):
+            compare.bare_step(batch.problem, s)
         joint.append(middle - began)
         bare.append(time.perf_counter() - middle)
     return statistics.median(joint) / statistics.median(bare)

@@ -13,12 +13,10 @@ import tyro
 
 from jiio.app.bench import Case, find_reference, run_case
 from jiio.app.bench_cases import adaptation_case, attack_case, generator_cases
-from jiio.app.commands import WithData, images_of, open_model, text
+from jiio.app.commands import WithData, characters_of, images_of, open_model
 from jiio.app.commands_classifier import labelled, threat_of
 from jiio.app.run_folder import UserError, user_input, write_json
 from jiio.app.table import console
-from jiio.data import data_root
-from jiio.data.omniglot import omniglot
 from jiio.load import REFERENCE, find_run, packaged, read_reference
 from jiio.models import Classifier, Generator
 from jiio.tasks import meta
@@ -89,9 +87,7 @@ def cases(run: str, options: Bench) -> Iterator[Case]:
         train, test = (labelled(config, split, options.data_dir) for split in ("train", "test"))
         yield attack_case(run, model, train, test, threat_of(config, None))
     else:
-        division, root = training.get("division", "random"), text(options.data_dir)
-        with user_input():
-            train, test = (omniglot(split, data_root(root), division=division) for split in ("train", "test"))
+        train, test = (characters_of(config, split, options.data_dir) for split in ("train", "test"))
         yield adaptation_case(
             run, model, train, test, ways=training.get("ways", 5), prior=training.get("prior", meta.PRIOR)
         )
