@@ -13,7 +13,8 @@ from jiio.data.faces import celeba, faces64
 from jiio.data.folder import folder_images
 from jiio.data.idx import idx_images, idx_labels
 from jiio.data.image import read_image, write_image
-from jiio.data.omniglot import Division, omniglot
+from jiio.data.omniglot import Division
+from jiio.data.omniglot import omniglot as omniglot_characters  # its own name would hide the module
 
 Split = Literal["train", "test"]
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "faces64", "celeba", "folder:PATH")
@@ -105,5 +106,5 @@ def load_characters(
 
         return digits_characters(split)
     if name == "omniglot":
-        return omniglot(split, data_root(root), division=division)
+        return omniglot_characters(split, data_root(root), division=division)
     raise ValueError(f"data {name!r} has no classes to learn from a few of: choose one of {', '.join(CHARACTERS)}")
