@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Bench(WithData):
     """Run folders or names of packaged models; the digits models of the package by default."""
     full: bool = False
     """All models of the package."""
+    only: tuple[str, ...] = ()
+    """Compare just the methods whose names begin with one of these, "joint" for example."""
     repeats: int = 5
     """Timed runs of every method, interleaved."""
     threads: int = 1
@@ -62,6 +64,7 @@ def bench(options: Bench) -> dict[str, Any]:
             folder = find_run(run)
         kept = read_reference(folder)
         for case in cases(run, options):
+            case = restricted(case, options.only)
             with console.status(case.problem) as status:
                 if options.keep_reference or case.problem not in kept:
                     kept[case.problem] = find_reference(case, status.update)
@@ -74,6 +77,18 @@ def bench(options: Bench) -> dict[str, Any]:
     console.print(f"figure: {figure(results, options.picture)}")
     machine = {"processor": platform.machine(), "torch": torch.__version__, "threads": options.threads}
     return as_report(results, machine)
+
+
+def restricted(case: Case, only: tuple[str, ...]) -> Case:
+    """The case with the methods that were asked for."""
+    if not only:
+        return case
+    names = [name for name in case.contenders(case.single) if name.startswith(only)]
+    if not names:
+        raise UserError(
+            f"no method begins with {' or '.join(only)}: choose of {', '.join(case.contenders(case.single))}"
+        )
+    return replace(case, contenders=lambda batch: {name: case.contenders(batch)[name] for name in names})
 
 
 def cases(run: str, options: Bench) -> Iterator[Case]:

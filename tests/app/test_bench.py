@@ -86,3 +86,24 @@ def test_an_adaptation_is_compared_with_nested_methods() -> None:
     found = measured(adaptation_case("tiny", model, images, images, ways=2, prior=0.02))
     assert {"joint", "nested warm L-BFGS"} <= {line["method"] for line in found["rows"]}
     assert set(found["step_cost"]) == {"1", "2"}
+
+
+def test_a_comparison_can_be_restricted_to_some_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny_run(tmp_path / "tiny").path
+    figures, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    options = [
+        "--repeats",
+        "1",
+        "--json",
+        str(figures),
+        "--picture",
+        str(picture),
+        "--only",
+        "joint, P",
+        "joint, plain",
+    ]
+    assert main(["bench", str(run), *options]) == 0
+    methods = {line["method"] for line in json.loads(figures.read_text())["rows"]}
+    assert methods == {"joint, Picard", "joint, plain steps"}
+    assert main(["bench", str(run), "--only", "newton"]) == 2
+    assert "no method begins with newton" in capsys.readouterr().err
