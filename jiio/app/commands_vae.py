@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jiio.app.commands import Train, text, train
-from jiio.app.train_vae import Training, default_folder, make_trainer
+from jiio.app.train_generation import default_folder
+from jiio.app.train_vae import Training, make_trainer
 
 
 @dataclass(frozen=True)
@@ -56,4 +57,4 @@ def train_vae(options: TrainVAE) -> dict[str, Any]:
         size=options.size,
         device=options.device,
     )
-    return train(options, trainer, config, default=default_folder(options.data, options.seed))
+    return train(options, trainer, config, default=default_folder(options.data, options.seed, task="vae"))

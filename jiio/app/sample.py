@@ -82,10 +82,15 @@ def interpolation(model: Generator, x: Tensor, path: Path) -> Path:
 
 
 def arithmetic(model: Generator, images: Tensor, x: Tensor, path: Path) -> Path:
-    """a - b + c of latents, a triple of test images in each column."""
-    a, b, c = x.chunk(3)
+    """Images a, b, c, thirds of `images` with latents `x`, and what a - b + c of their latents gives, in columns."""
     rows = [(label, part, None) for label, part in zip("abc", images.chunk(3), strict=True)]
-    return image_grid([*rows, ("a - b + c", decode(model, a - b + c), None)], path)
+    return image_grid([*rows, ("a - b + c", added(model, x), None)], path)
+
+
+def added(model: Generator, x: Tensor) -> Tensor:
+    """The images of a - b + c, thirds of the latents `x`."""
+    a, b, c = x.chunk(3)
+    return decode(model, a - b + c)
 
 
 def decode(model: Generator, latents: Tensor) -> Tensor:

@@ -227,7 +227,7 @@ def make_trainer(
     return Trainer(images, config, training, device=device), saved
 
 
-def default_folder(data: str, seed: int) -> Path:
-    """runs/generation-DATA-SEED."""
+def default_folder(data: str, seed: int, *, task: str = "generation") -> Path:
+    """runs/TASK-DATA-SEED."""
     name = data.removeprefix("folder:").rstrip("/").split("/")[-1]
-    return Path("runs") / f"generation-{name}-{seed}"
+    return Path("runs") / f"{task}-{name}-{seed}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,16 +23,18 @@ class Training:
     """Options of a training that decide its result; saved in the run's config.json.
 
     images: training images used, chosen by the seed; 0 for all.  steps: optimiser steps.  batch: images a step.
-    clip: largest norm of the gradient of the loss in nats a pixel.  jacobian: weight of the Jacobian penalty on the
+    clip: largest norm of the gradient of the loss in nats a pixel.  anneal: share of the steps in which the weight of the
+    KL divergence grows from 0 to 1 (Bowman et al. 2016).  jacobian: weight of the Jacobian penalty on the
     decoder's cell, for cells that are not well posed.
     """
 
     images: int = 16384
     steps: int = 1500
     batch: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-2
     warm_up: int = 50
     clip: float = 1.0
+    anneal: float = 0.5
     jacobian: float = 0.0
     seed: int = 0
 
@@ -74,8 +75,9 @@ class Trainer:
         images = self.images[self.order.rows(self.step)].to(self.device)
         pixels = images[0].numel()
         bound, parts = self.loss(images, generator=self.noise(self.step))
+        weight = min(1.0, (self.step + 1) / max(1.0, training.anneal * training.steps))
         # nats a pixel: of the same size for images of any size
-        loss = bound / pixels
+        loss = (bound - (1 - weight) * parts.divergence) / pixels
         if training.jacobian:
             loss = loss + training.jacobian * self.penalty(parts.x, parts.solution.value)
         share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
@@ -84,7 +86,7 @@ class Trainer:
         return {
             "step": self.step,
             "loss": float(bound.detach()),
-            "divergence": float(parts.divergence),
+            "divergence": float(parts.divergence.detach()),
             "psnr": decibel(float(parts.variance)),
             "residual_z": float(parts.solution.residual.median()),
             "converged": float(parts.solution.converged.float().mean()),
@@ -140,9 +142,3 @@ def make_trainer(
         "training": asdict(training),
     }
     return Trainer(images, config, training, device=device), saved
-
-
-def default_folder(data: str, seed: int) -> Path:
-    """runs/vae-DATA-SEED."""
-    name = data.removeprefix("folder:").rstrip("/").split("/")[-1]
-    return Path("runs") / f"vae-{name}-{seed}"

@@ -44,7 +44,7 @@ class Autoencoder(Protocol):
 
 
 class Elbo(NamedTuple):
-    """Parts of the loss, detached: pixel variance; KL divergence in nats an image; latents drawn; the decoder's solve."""
+    """Parts of the loss: pixel variance; KL divergence in nats an image, with graph; latents drawn; the decoder's solve."""
 
     variance: Tensor
     divergence: Tensor
@@ -76,7 +76,7 @@ class VAELoss(nn.Module):
         divergence = kl_divergence(mean, log_variance).mean()
         # at the best v the squared error over 2 v is half the number of pixels
         likelihood = 0.5 * images[0].numel() * ((2 * math.pi * variance).log() + 1)
-        return likelihood + divergence, Elbo(variance.detach(), divergence.detach(), x.detach(), solution)
+        return likelihood + divergence, Elbo(variance.detach(), divergence, x.detach(), solution)
 
 
 def draw(mean: Tensor, log_variance: Tensor, generator: torch.Generator) -> Tensor:
