@@ -18,8 +18,10 @@ DIVERGENCE_FACTOR = 1e3
 SETTLED = 1e-2
 FAR = 0.3
 GROWING_CHECKS = 3
-# Merits are known to about this share; an earlier iterate is preferred only when it was better by more.
+# Merits are known to about this share, and to their doubt; an earlier iterate is preferred only when it was better by more.
 MERIT_ACCURACY = 1e-3
+# Rows are taken out when at most this share of them is unfinished: copying the rest costs little beside an evaluation.
+COMPACTED = 0.75
 
 
 class Evaluation(NamedTuple):
@@ -27,12 +29,14 @@ class Evaluation(NamedTuple):
 
     next: F(s).  residual: (batch, blocks), relative, measured at s.  scale: (batch,), what the first block's residual
     was divided by.  merit: (batch,), lower is better, infinite where iterates can't be compared by it yet, measured at s.
+    doubt: (batch,), how far the merit may be off.
     """
 
     next: Tree
     residual: Tensor
     scale: Tensor
     merit: Tensor
+    doubt: Tensor
 
 
 class Map(Protocol):
@@ -54,7 +58,11 @@ class Map(Protocol):
         ...
 
     def evaluate(self, s: Tree, k: int) -> Evaluation:
-        """Evaluate at `s`, the iterate of step `k`."""
+        """Evaluate at `s`, the iterate of step `k`, and measure it. The first step of an iteration is always measured."""
+        ...
+
+    def advance(self, s: Tree, k: int) -> Tree:
+        """The same F(s), not measured."""
         ...
 
     def project(self, s: Tree) -> Tree:
@@ -87,6 +95,7 @@ class Book:
         self.finished = torch.zeros(batch, dtype=torch.bool, device=first.device)
         self.best = s
         self.best_merit = first.new_full((batch,), torch.inf)
+        self.best_doubt = first.new_zeros(batch)
         self.best_residual = first.new_full((batch, blocks), torch.inf)
         self.trend = first.new_full((batch,), torch.inf)  # moving average of log(residual over tolerance)
         self.least = first.new_full((batch,), torch.inf)  # its smallest value
@@ -139,6 +148,7 @@ class Book:
         better = ~broken & ((now.merit < self.best_merit) | (self.best_merit == torch.inf))
         self.best = tree.where(better, s, self.best)
         self.best_merit = torch.where(better, now.merit, self.best_merit)
+        self.best_doubt = torch.where(better, now.doubt, self.best_doubt)
         self.best_residual = torch.where(better[:, None], now.residual, self.best_residual)
 
     def _falling(self, excess: Tensor, broken: Tensor) -> Tensor:
@@ -151,7 +161,7 @@ class Book:
         return falling
 
     def _store(self, k: int, s: Tree, now: Evaluation, status: Tensor, ended: Tensor) -> None:
-        accuracy = MERIT_ACCURACY * self.best_merit.abs()
+        accuracy = MERIT_ACCURACY * self.best_merit.abs() + self.best_doubt + now.doubt
         use_best = ~(now.merit <= self.best_merit + accuracy) & (self.best_residual[:, 0] < torch.inf)
         status = torch.where(use_best & (status == int(Status.CONVERGED)), int(Status.STALLED), status)
         value = tree.where(use_best, self.best, s)
@@ -164,14 +174,15 @@ class Book:
         self.steps[rows] = k + 1
 
     def compaction(self) -> Tensor | None:
-        """Positions of the unfinished rows when they are at most half of those in the iteration, else None."""
+        """Positions of the unfinished rows when they are few enough (`COMPACTED`) of those in the iteration, else None."""
         unfinished = (~self.finished).nonzero()[:, 0]
-        if len(unfinished) > len(self.finished) // 2:
+        if len(unfinished) > COMPACTED * len(self.finished):
             return None
         for name in (
             "rows",
             "finished",
             "best_merit",
+            "best_doubt",
             "best_residual",
             "least",
             "trend",

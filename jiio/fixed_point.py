@@ -15,9 +15,10 @@ from jiio.solution import OnFailure, Solution, TracePoint, Work, settle_failure
 from jiio.solver import Anderson, Solver
 from jiio.tree import Tree
 
-# Steps between looks at the residuals of a long solve. Each look synchronises with the device once; a sample that converges
-# between two looks takes up to three steps too many. A solve of z or mu alone takes some five steps and looks at each.
-CHECK_EVERY = 4
+# Steps between looks at the residuals of a long solve, which are measured for a look alone. Each look synchronises with
+# the device once; a sample that converges between two looks takes a step too many. A solve of z or mu alone takes some
+# five steps and looks at each.
+CHECK_EVERY = 2
 Callback = Callable[[int, Tree, "Evaluation"], None]
 
 
@@ -30,14 +31,18 @@ class PlainMap:
     blocks: tuple[str, ...] = ("s",)
     compactable: bool = False
 
-    def evaluate(self, s: Tree, k: int) -> Evaluation:
-        """F(s) and |F(s) - s| / |F(s)|."""
+    def advance(self, s: Tree, k: int) -> Tree:
+        """F(s)."""
         with torch.no_grad():
             fs = self.function(s)
         if k == 0:
             require_same_form("F", s, fs)
         self.work.add(f=tree.batch_size(s))
-        return compared(s, fs)
+        return fs
+
+    def evaluate(self, s: Tree, k: int) -> Evaluation:
+        """F(s) and |F(s) - s| / |F(s)|."""
+        return compared(s, self.advance(s, k))
 
     def residual(self, s: Tree) -> Tree:
         """F(s) - s, with graph."""
@@ -58,17 +63,17 @@ class PlainMap:
         raise TypeError("a plain map can't be restricted to some samples")
 
 
-def relative_residual(s: Tree, fs: Tree) -> tuple[Tensor, Tensor]:
-    """|fs - s| / |fs| and |fs| of each sample; 0 where both vanish."""
-    difference = tree.norm(tree.apply(torch.sub, fs, s))
+def relative(defect: Tree, fs: Tree) -> tuple[Tensor, Tensor]:
+    """|defect| / |fs| and |fs| of each sample; 0 where both vanish."""
+    difference = tree.norm(defect)
     size = tree.norm(fs).clamp_min(torch.finfo(difference.dtype).tiny)
     return difference / size, size
 
 
 def compared(s: Tree, fs: Tree) -> Evaluation:
     """The evaluation of a map of one block, whose merit is its residual."""
-    residual, size = relative_residual(s, fs)
-    return Evaluation(fs, residual[:, None], size, residual)
+    residual, size = relative(tree.apply(torch.sub, fs, s), fs)
+    return Evaluation(fs, residual[:, None], size, residual, torch.zeros_like(residual))
 
 
 def require_same_form(name: str, s: Tree, fs: Tree) -> None:
@@ -159,15 +164,20 @@ def iterate(
     book = Book(s, tol, len(F.blocks))
     points: list[TracePoint] = []
     for k in range(max_steps):
-        now = F.evaluate(s, k)
-        if trace:
-            points.append(book.trace_point(k, now))
-        if callback is not None:
-            callback(k, s, now)
         last = k == max_steps - 1
-        if (last or k % check_every == 0) and book.record(k, F, s, now, last=last):
-            break
-        s, memory = solver.step(memory, k, s, now.next)
+        looked_at = last or k % check_every == 0
+        if looked_at or trace or callback is not None:
+            now = F.evaluate(s, k)
+            if trace:
+                points.append(book.trace_point(k, now))
+            if callback is not None:
+                callback(k, s, now)
+            if looked_at and book.record(k, F, s, now, last=last):
+                break
+            fs = now.next
+        else:
+            fs = F.advance(s, k)
+        s, memory = solver.step(memory, k, s, fs)
         s = F.project(s)
         if F.compactable and k % check_every == 0 and (rows := book.compaction()) is not None:
             s, memory, F = tree.select(s, rows), tree.select(memory, rows), F.select(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,9 +11,9 @@ from torch import Tensor
 from jiio import tree
 from jiio.book import Evaluation
 from jiio.constraint import Free
-from jiio.fixed_point import compared, iterate, relative_residual, require_same_form
+from jiio.fixed_point import CHECK_EVERY, compared, iterate, relative, require_same_form
 from jiio.precondition import Normalized, Rule, Scalar, Sign, Step
-from jiio.problem import Problem, State
+from jiio.problem import Gradients, Problem, State
 from jiio.solution import Solution, Work
 from jiio.solver import Anderson, Solver
 from jiio.tree import Tree, wide
@@ -20,6 +21,9 @@ from jiio.tree import Tree, wide
 # An iterate's cost is compared with another's only where z is an equilibrium to the tolerance asked for, but never to
 # less than this: a lagging z can make a cost look better than it is.
 COMPARABLE = 1e-4
+# The Lagrangian differs from the cost at the equilibrium by the product of the errors of z and mu, which are their residuals
+# over 1 - contraction; without this margin every fourth adaptation of a perfect fit was handed back unconverged.
+DOUBT = 3.0
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,18 @@ class EquilibriumMap:
         """Rows can be taken out when the per-sample data are the problem's context."""
         return bool(self.problem.context)
 
-    def evaluate(self, s: Tree, k: int) -> Evaluation:
-        """f(z, x) and its relative residual."""
+    def advance(self, s: Tree, k: int) -> Tree:
+        """f(z, x)."""
         with torch.no_grad():
             fz = self.problem.evaluate(s, self.x)
         if k == 0:
             require_same_form("f", s, fz)
         self.work.add(f=len(self.x))
-        return compared(s, fz)
+        return fz
+
+    def evaluate(self, s: Tree, k: int) -> Evaluation:
+        """f(z, x) and its relative residual."""
+        return compared(s, self.advance(s, k))
 
     def residual(self, s: Tree) -> Tree:
         """f(z, x) - z, with graph."""
@@ -78,18 +86,24 @@ def equilibrium(
     return iterate(F, z, solver=solver, max_steps=max_steps, tol=(tol,), check_every=1)
 
 
+@dataclass
 class InputMemory:
-    """The input rule as it is now, each sample's recent direction, and the factor that overshooting has left its rate with.
+    """What a solve remembers of its input steps.
 
-    The direction is a short moving average: the last one alone misses the slow oscillations of a lagging z and mu. Of
-    averages 0, 0.5, 0.8, 0.9 and recoveries of 2 and 5 % these were best on small random problems.
+    rule: as it is now.  factor: what overshooting has left of each sample's rate.  direction: each sample's recent one, a
+    short moving average: the last one alone misses the slow oscillations of a lagging z and mu. Of averages 0, 0.5, 0.8,
+    0.9 and recoveries of 2 and 5 % these were best on small random problems.  last: the direction before extrapolation.
+    lag: the larger of the last measured residuals of z and mu.
     """
 
-    RECOVERY = 1.02
-    AVERAGE = 0.5
+    RECOVERY: ClassVar[float] = 1.02
+    AVERAGE: ClassVar[float] = 0.5
 
-    def __init__(self, rule: Rule, factor: Tensor, direction: Tensor, last: Tensor | None = None):
-        self.rule, self.factor, self.direction, self.last = rule, factor, direction, last
+    rule: Rule
+    factor: Tensor
+    direction: Tensor
+    last: Tensor | None = None
+    lag: Tensor | None = None
 
     @classmethod
     def fresh(cls, rule: Rule, x: Tensor) -> InputMemory:
@@ -111,12 +125,12 @@ class InputMemory:
 
     def copy(self) -> InputMemory:
         """The memory for one more measurement, without a say in the solve's own."""
-        return InputMemory(self.rule, self.factor, self.direction, self.last)
+        return replace(self)
 
     def select(self, rows: Tensor) -> InputMemory:
         """The memory of the samples `rows`."""
-        last = None if self.last is None else self.last[rows]
-        return InputMemory(self.rule.select(rows), self.factor[rows], self.direction[rows], last)
+        last, lag = (None if part is None else part[rows] for part in (self.last, self.lag))
+        return InputMemory(self.rule.select(rows), self.factor[rows], self.direction[rows], last, lag)
 
 
 @dataclass(frozen=True)
@@ -146,39 +160,59 @@ class JointMap:
         """Rows can be taken out when the per-sample data are the problem's context."""
         return bool(self.problem.context)
 
+    def advance(self, s: State, k: int) -> State:
+        """The step; x waits as long as it did at the last measurement."""
+        now = self._gradients(s)
+        rate, change = self._change(s, now, k)
+        return self._next(s, now, rate, change, k)
+
     def evaluate(self, s: State, k: int) -> Evaluation:
         """The step, and the relative residuals: z by |f|, mu by max(|mu|, floor), x by rate and scale."""
-        now = self.problem.gradients(s)
-        batch = len(s.x)
-        self.work.add(f=batch, vjp=batch, cost_grad=batch)
-        r_z, size_z = relative_residual(s.z, now.f)
+        now = self._gradients(s)
+        defect = tree.apply(torch.sub, now.f, s.z)
+        r_z, size_z = relative(defect, now.f)
         size_mu = torch.maximum(tree.norm(s.mu), self.mu_floor)
         r_mu = tree.norm(tree.apply(torch.sub, now.z, s.mu)) / size_mu
+        # measured for a trace or not, a solve takes the same steps
+        if self.memory.lag is None or k % CHECK_EVERY == 0:
+            self.memory.lag = torch.maximum(r_z, r_mu)
+        rate, change = self._change(s, now, k)
+        distance = torch.linalg.vector_norm(change.flatten(1), dim=1)
+        r_x = distance / (rate * self.problem.constraint.scale).clamp_min(torch.finfo(distance.dtype).tiny)
+        # the Lagrangian is the cost at the equilibrium to second order in how far z is off, the cost only to first: compared
+        # by cost, every second attack ended at an earlier, worse image that a lagging z had flattered
+        value = now.cost + torch.where(r_mu < 1, tree.inner(s.mu, defect), 0.0)
+        merit = torch.where(r_z < max(self.tol_z, COMPARABLE), value, torch.inf)
+        merit = torch.where(now.cost.isfinite(), merit, torch.nan)
+        state = self._next(s, now, rate, change, k)
+        doubt = DOUBT * (r_z * size_z) * (r_mu * size_mu)
+        return Evaluation(state, torch.stack((r_z, r_mu, r_x), dim=1), size_z, merit, doubt)
+
+    def _gradients(self, s: State) -> Gradients:
+        self.work.add(f=len(s.x), vjp=len(s.x), cost_grad=len(s.x))
+        return self.problem.gradients(s)
+
+    def _change(self, s: State, now: Gradients, k: int) -> tuple[Tensor, Tensor]:
+        """Each sample's input rate, and x less where the step at that rate ends."""
         self.memory.rule = self.memory.rule.refresh(s.z, s.x, k)
         direction = self.memory.rule.direction(now.x)
         if self.step.lookahead:
             direction = self.memory.ahead(direction, self.step.ahead(k))
-        cut = self.step.cut if k < self.cut_steps else None
-        rate = self.step.rate(k, torch.maximum(r_z, r_mu))
-        rate = rate if cut is None else rate * self.memory.factor
-        x, r_x = self._move(s.x, now.x, direction, rate, cut)
-        merit = torch.where(r_z < max(self.tol_z, COMPARABLE), now.cost, torch.inf)
-        merit = torch.where(now.cost.isfinite(), merit, torch.nan)
-        state = State(_damped(s.z, now.f, self.step.z), _damped(s.mu, now.z, self.step.mu), x)
-        return Evaluation(state, torch.stack((r_z, r_mu, r_x), dim=1), size_z, merit)
+        assert self.memory.lag is not None, "the first step of a solve is measured"
+        rate = self.step.rate(k, self.memory.lag)
+        if k < self.cut_steps and self.step.cut is not None:
+            rate = rate * self.memory.factor
+        return rate, s.x - self.problem.constraint.project(s.x - wide(rate, s.x) * direction)
 
-    def _move(
-        self, x: Tensor, gradient: Tensor, direction: Tensor, rate: Tensor, cut: float | None
-    ) -> tuple[Tensor, Tensor]:
-        change = x - self.problem.constraint.project(x - wide(rate, x) * direction)
-        distance = torch.linalg.vector_norm(change.flatten(1), dim=1)
-        r_x = distance / (rate * self.problem.constraint.scale).clamp_min(torch.finfo(x.dtype).tiny)
-        if cut is not None:
+    def _next(self, s: State, now: Gradients, rate: Tensor, change: Tensor, k: int) -> State:
+        """The step, shortened where it turned against the last ones."""
+        cut = self.step.cut
+        if k < self.cut_steps and cut is not None:
             # on an active constraint the gradient keeps a normal part that hides how its tangential part turns
-            probe = gradient if self.symmetric else change
-            share = self.memory.look(probe, change / wide(rate, x), cut)
-            change = wide(share, x) * change  # part of the way to a feasible point is feasible
-        return x - change, r_x
+            probe = now.x if self.symmetric else change
+            share = self.memory.look(probe, change / wide(rate, change), cut)
+            change = wide(share, change) * change  # part of the way to a feasible point is feasible
+        return State(_damped(s.z, now.f, self.step.z), _damped(s.mu, now.z, self.step.mu), s.x - change)
 
     @property
     def symmetric(self) -> bool:

@@ -186,8 +186,10 @@ def _gmres_cycle(A: Operator, r: Tensor, target: Tensor, width: int) -> tuple[Te
         if steps % CHECK_EVERY == 0 and bool(done.all()):
             break
         basis[:, j + 1] = torch.where(done[:, None], torch.zeros_like(w), direction)
-    y = torch.linalg.solve_triangular(R[:, :steps, :steps], g[:, :steps, None], upper=True)
-    return torch.einsum("bk,bkn->bn", y[:, :, 0], basis[:, :steps]), steps
+    # over the whole width, unused columns are those of the identity: the order of a sum, and so its last bit, depends on
+    # its length, which neighbours would have a say in
+    y = torch.linalg.solve_triangular(R, g[:, :width, None], upper=True)
+    return torch.einsum("bk,bkn->bn", y[:, :, 0], basis[:, :width]), steps
 
 
 def _arnoldi(basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,8 +65,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_reference(folder: Path) -> dict[str, float]:
-    """Best known costs of the run's benchmark batches by problem, empty where none were kept."""
+def read_reference(folder: Path) -> dict[str, dict[str, Any]]:
+    """Of each of the run's benchmark problems the best known `cost` and the `settings` that tuning chose, as
+    `jiio bench RUN --keep-reference` found them; empty where none were kept."""
     file = folder / REFERENCE
     return json.loads(file.read_text()) if file.is_file() else {}
 

@@ -35,12 +35,15 @@ class _AdjointMap:
     blocks: tuple[str, ...] = ("mu",)
     compactable: bool = False
 
-    def evaluate(self, s: Tree, k: int) -> Evaluation:
+    def advance(self, s: Tree, k: int) -> Tree:
         """One vector-Jacobian product."""
         pulled = pull(self.outputs, tree.leaves(s), self.z, retain=True)
         self.work.add(vjp=len(pulled[0]))
-        moved = tree.apply(torch.add, tree.build(s, pulled), self.slope)
-        return compared(s, moved)
+        return tree.apply(torch.add, tree.build(s, pulled), self.slope)
+
+    def evaluate(self, s: Tree, k: int) -> Evaluation:
+        """The same and its relative residual."""
+        return compared(s, self.advance(s, k))
 
     def project(self, s: Tree) -> Tree:
         """Every multiplier is feasible."""

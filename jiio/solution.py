@@ -97,8 +97,8 @@ class Solution(Generic[T]):
     value:    the returned iterate, detached.
     residual: relative residual of each block, measured on `value` itself.
     blocks:   the names of the columns of `residual`.
-    merit:    what iterates were compared by: the cost of a joint solve (infinite where z is not yet an equilibrium), the
-              relative residual of a plain fixed point.
+    merit:    what iterates were compared by: of a joint solve its Lagrangian, which is the cost at the equilibrium of x to
+              second order in z's error (infinite where z is far from it), the relative residual of a plain fixed point.
     status:   `Status` codes.  steps: evaluations of the map that each sample took part in.
     work:     sample evaluations by kind.  trace: one point a step when asked for, else empty.
     map:      the map that was iterated, which `implicit` differentiates.
@@ -121,7 +121,7 @@ class Solution(Generic[T]):
 
     @property
     def cost(self) -> Tensor:
-        """The merit; for a joint solve the cost at the returned (z, x), shape (batch,)."""
+        """The merit; for a joint solve the cost at the equilibrium of the returned x, shape (batch,)."""
         return self.merit
 
     def report(self) -> str:

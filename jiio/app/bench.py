@@ -13,6 +13,7 @@ import torch
 
 from jiio.app import compare
 from jiio.app.methods import Method
+from jiio.fixed_point import CHECK_EVERY
 from jiio.joint import InputMemory, JointMap
 from jiio.precondition import Step
 from jiio.problem import Problem, State
@@ -23,6 +24,7 @@ STEPS = 120  # of a method at most
 TUNING_STEPS = 60
 REFERENCE_STEPS = 600  # of the long runs behind a best known cost
 Settings = dict[str, Method]
+Watch = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,34 @@ class Case:
     long: Callable[[Batch], Sequence[Method]]
 
 
-def run_case(case: Case, *, reference: float, repeats: int, watch: Callable[[str], None]) -> dict[str, Any]:
-    """Rows of every method to every target, work and time over those of the joint solve, and the cost of a joint step."""
-    tuned, chosen = case.contenders(case.tuning), case.contenders(case.measured)
-    watch(f"{case.problem}: reference of the tuning batch")
-    goal = share_of(reference_cost(case, case.tuning, steps=REFERENCE_STEPS // 6), 1.2)
-    methods: dict[str, Method] = {}
-    settings_chosen: dict[str, str] = {}
-    for name, settings in tuned.items():
+def find_reference(case: Case, watch: Watch) -> dict[str, Any]:
+    """What a comparison rests on: the best known `cost` of the measured batch, and the `settings` chosen for each method."""
+    watch(f"{case.problem}: the best known cost, by long runs")
+    return {"cost": reference_cost(case, case.measured), "settings": tuned(case, {}, watch)}
+
+
+def tuned(case: Case, known: dict[str, str], watch: Watch) -> dict[str, str]:
+    """`known` settings, and those of every other method, chosen on the tuning batch with the same budget for each."""
+    settings, goal = dict(known), None
+    for name, found in case.contenders(case.tuning).items():
+        if name in settings:
+            continue
+        if len(found) == 1:
+            settings[name] = next(iter(found))
+            continue
+        if goal is None:
+            goal = share_of(reference_cost(case, case.tuning, steps=REFERENCE_STEPS // 6), 1.2)
         watch(f"{case.problem}: tuning {name}")
-        best = next(iter(settings))
-        if len(settings) > 1:
-            best = compare.tune(settings, case.tuning.problem, case.tuning.origin, target=goal, steps=TUNING_STEPS)
-        methods[name], settings_chosen[name] = chosen[name][best], best
+        settings[name] = compare.tune(found, case.tuning.problem, case.tuning.origin, target=goal, steps=TUNING_STEPS)
+    return settings
+
+
+def run_case(case: Case, *, reference: dict[str, Any], repeats: int, watch: Watch) -> dict[str, Any]:
+    """Rows of every method to every target, work and time over those of the joint solve, and the cost of a joint step."""
+    cost, settings = reference["cost"], tuned(case, reference["settings"], watch)
+    methods = {name: found[settings[name]] for name, found in case.contenders(case.measured).items()}
     watch(f"{case.problem}: comparing {len(methods)} methods")
-    targets = {key: share_of(reference, share) for key, share in SHARES.items()}
+    targets = {key: share_of(cost, share) for key, share in SHARES.items()}
     rows, prices = compare.compare(
         methods, case.measured.problem, case.measured.origin, targets=targets,
         budgets=dict.fromkeys(methods, STEPS), repeats=repeats,
@@ -78,9 +93,9 @@ def run_case(case: Case, *, reference: float, repeats: int, watch: Callable[[str
     return {
         "problem": case.problem,
         "model": case.model,
-        "reference_cost": reference,
+        "reference_cost": cost,
         "rows": named,
-        "settings": settings_chosen,
+        "settings": settings,
         "summary": summary(named),
         "prices": {"f": prices.f, "vjp": prices.vjp, "cost_grad": prices.cost_grad},
         "step_cost": {str(len(b.origin.x)): step_cost(b) for b in (case.single, case.measured)},
@@ -116,7 +131,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def step_cost(batch: Batch, repeats: int = 21) -> float:
-    """Median time of a joint step over that of a bare forward, VJP of f and cost gradient, interleaved."""
+    """Median time of a joint step over that of a bare forward, VJP of f and cost gradient, interleaved; a solve measures
+    residuals at one of `CHECK_EVERY` steps, and so does this."""
     step, s = batch.step(0.3), batch.origin
     F = JointMap(
         batch.problem, step, torch.ones(len(s.x)), Work(), 1e-3, InputMemory.fresh(step.rule, s.x), cut_steps=math.inf
@@ -126,9 +142,12 @@ def step_cost(batch: Batch, repeats: int = 21) -> float:
     joint, bare = [], []
     for k in range(repeats):
         began = time.perf_counter()
-        F.evaluate(s, k)
+        F.evaluate(s, CHECK_EVERY * k)
+        for more in range(1, CHECK_EVERY):
+            F.advance(s, CHECK_EVERY * k + more)
         middle = time.perf_counter()
-        compare.bare_step(batch.problem, s)
+        for _ in range(CHECK_EVERY):
+            compare.bare_step(batch.problem, s)
         joint.append(middle - began)
         bare.append(time.perf_counter() - middle)
     return statistics.median(joint) / statistics.median(bare)

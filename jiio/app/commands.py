@@ -13,7 +13,7 @@ import tyro
 from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.app.table import console
 from jiio.app.training import Trainable, open_run, run_training
-from jiio.data import load_images
+from jiio.data import load_characters, load_images
 from jiio.load import Model, find_run, load, read_config
 from jiio.models import VAE, Classifier, ContextClassifier, Generator
 from jiio.tasks.generation import PRIOR
@@ -261,6 +261,13 @@ def images_of(config: dict[str, Any], split: Literal["train", "test"], data_dir:
     channels = config["model"]["image_shape"][0]
     with user_input():
         return load_images(config["data"], split, root=text(data_dir), size=config.get("size"), channels=channels)
+
+
+def characters_of(config: dict[str, Any], split: Literal["train", "test"], data_dir: Path | None) -> torch.Tensor:
+    """The classes that a meta-trained run learnt from, or those it has not seen."""
+    with user_input():
+        division = config.get("training", {}).get("division", "random")
+        return load_characters(config["data"], split, root=text(data_dir), division=division)
 
 
 def own_run(folder: Path) -> bool:

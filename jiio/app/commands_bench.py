@@ -11,14 +11,12 @@ from typing import Any
 import torch
 import tyro
 
-from jiio.app.bench import Case, reference_cost, run_case
+from jiio.app.bench import Case, find_reference, run_case
 from jiio.app.bench_cases import adaptation_case, attack_case, generator_cases
-from jiio.app.commands import WithData, as_generator, images_of, open_model, text
+from jiio.app.commands import WithData, as_generator, characters_of, images_of, open_model
 from jiio.app.commands_classifier import labelled, threat_of
 from jiio.app.run_folder import UserError, user_input, write_json
 from jiio.app.table import console
-from jiio.data import data_root
-from jiio.data.omniglot import omniglot
 from jiio.load import REFERENCE, find_run, packaged, read_reference
 from jiio.models import Classifier, Generator
 from jiio.tasks import meta
@@ -48,7 +46,7 @@ class Bench(WithData):
     picture: Path = Path("runs/bench/bench.png")
     """Where the figure goes."""
     keep_reference: bool = False
-    """Search the best known costs anew (minutes) and keep them in the run's reference.json."""
+    """Search the best known costs and every method's settings anew (minutes) and keep them in the run's reference.json."""
 
 
 def bench(options: Bench) -> dict[str, Any]:
@@ -66,8 +64,7 @@ def bench(options: Bench) -> dict[str, Any]:
         for case in cases(run, options):
             with console.status(case.problem) as status:
                 if options.keep_reference or case.problem not in kept:
-                    status.update(f"{case.problem}: the best known cost, by long runs")
-                    kept[case.problem] = reference_cost(case, case.measured)
+                    kept[case.problem] = find_reference(case, status.update)
                 results.append(
                     run_case(case, reference=kept[case.problem], repeats=options.repeats, watch=status.update)
                 )
@@ -91,9 +88,7 @@ def cases(run: str, options: Bench) -> Iterator[Case]:
         train, test = (labelled(config, split, options.data_dir) for split in ("train", "test"))
         yield attack_case(run, model, train, test, threat_of(config, None))
     else:
-        division, root = training.get("division", "random"), text(options.data_dir)
-        with user_input():
-            train, test = (omniglot(split, data_root(root), division=division) for split in ("train", "test"))
+        train, test = (characters_of(config, split, options.data_dir) for split in ("train", "test"))
         yield adaptation_case(
             run, model, train, test, ways=training.get("ways", 5), prior=training.get("prior", meta.PRIOR)
         )

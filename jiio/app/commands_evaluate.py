@@ -9,13 +9,11 @@ from typing import Any
 import torch
 import tyro
 
-from jiio.app.commands import SHOWN, WithData, images_of, open_model, own_run, text
+from jiio.app.commands import SHOWN, WithData, characters_of, images_of, open_model, own_run
 from jiio.app.commands_classifier import labelled, threat_of, training_seconds
 from jiio.app.progress import images_bar
-from jiio.app.run_folder import RunFolder, UserError, user_input
+from jiio.app.run_folder import RunFolder, UserError
 from jiio.app.table import console
-from jiio.data import data_root
-from jiio.data.omniglot import omniglot
 from jiio.models import VAE, Classifier, ContextClassifier, Generator
 from jiio.tasks.generation import PRIOR
 
@@ -120,10 +118,9 @@ def _evaluate_meta(options: Evaluate, folder: Path, model: ContextClassifier, co
     if options.tasks < 2:
         raise UserError(f"--tasks must be at least 2, got {options.tasks}")
     training = config.get("training", {})
-    with user_input():
-        characters = omniglot("test", data_root(text(options.data_dir)), division=training.get("division", "random"))
+    characters = characters_of(config, "test", options.data_dir)
     prior = training.get("prior", evaluate_meta.PRIOR)
-    with images_bar("tasks", total=evaluate_meta.evaluated_tasks(options.tasks)) as watch:
+    with images_bar("tasks", total=evaluate_meta.evaluated_tasks(options.tasks, len(characters))) as watch:
         report = evaluate_meta.evaluate(
             model, characters.to(options.device), tasks=options.tasks, prior=prior, seed=options.seed, watch=watch
         )

@@ -19,10 +19,14 @@ Positional = tyro.conf.Positional
 
 @dataclass(frozen=True)
 class TrainMeta(Train):
-    """Train a classifier that adapts to a few labelled examples, over tasks drawn from Omniglot's characters.
+    """Train a classifier that adapts to a few labelled examples, over tasks drawn from characters.
 
-    Example: jiio train meta --ways 5 --shots 1 --data-dir DATA
+    Examples: jiio train meta --ways 5 --shots 1 --data-dir DATA
+              jiio train meta --data digits
     """
+
+    data: str = "omniglot"
+    """omniglot, or digits (embedded: six of them and their rotations for training, the others for testing)."""
 
     ways: int = 5
     """Classes of a task that the model is for."""
@@ -61,8 +65,12 @@ def train_meta(options: TrainMeta) -> dict[str, Any]:
         learning_rate=options.learning_rate,
         seed=options.seed,
     )
-    trainer, config = make_trainer(training, data_dir=text(options.data_dir), cell=options.cell, device=options.device)
-    return train(options, trainer, config, default=default_folder(options.ways, options.shots, options.seed))
+    trainer, config = make_trainer(
+        options.data, training, data_dir=text(options.data_dir), cell=options.cell, device=options.device
+    )
+    return train(
+        options, trainer, config, default=default_folder(options.data, options.ways, options.shots, options.seed)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ def evaluate(
         "unrolled": UnrolledLoss(model, prior=prior),
         "prototypes": MetaLoss(model, gradient="first_order", prior=prior, steps=0),
     }
-    for ways, shots in SETTINGS:
+    for ways, shots in settings(len(images)):
         episodes = Episodes(images, ways, shots, QUERIES, seed=seed)
         report[f"{ways}way-{shots}shot"] = {
             name: _accuracy(loss, episodes, _tasks(name, tasks), watch) for name, loss in methods.items()
@@ -46,9 +46,14 @@ def evaluate(
     return report
 
 
-def evaluated_tasks(tasks: int) -> int:
+def settings(classes: int) -> list[tuple[int, int]]:
+    """Ways and shots of the tasks that so many classes allow."""
+    return [(ways, shots) for ways, shots in SETTINGS if ways <= classes]
+
+
+def evaluated_tasks(tasks: int, classes: int) -> int:
     """How many adaptations `evaluate` does."""
-    return sum(_tasks(name, tasks) for name in METHODS) * len(SETTINGS)
+    return sum(_tasks(name, tasks) for name in METHODS) * len(settings(classes))
 
 
 def _tasks(method: str, tasks: int) -> int:
@@ -84,8 +89,9 @@ def _accuracy(loss: MetaLoss | UnrolledLoss, episodes: Episodes, tasks: int, wat
 def show_report(report: dict[str, Any]) -> None:
     """A line for each kind of task."""
     lines = []
-    for name in (f"{ways}way-{shots}shot" for ways, shots in SETTINGS):
-        row = report[name]
+    for name, row in report.items():
+        if "shot" not in name:
+            continue
         accuracies = [
             with_interval({key: 100 * value for key, value in row[method]["accuracy"].items()}) for method in METHODS
         ]

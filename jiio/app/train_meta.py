@@ -11,9 +11,9 @@ from torch import Tensor
 
 from jiio.app.run_folder import user_input
 from jiio.app.training import descend, learning_rate
-from jiio.data import data_root
+from jiio.data import load_characters
 from jiio.data.episodes import Episodes
-from jiio.data.omniglot import Division, omniglot
+from jiio.data.omniglot import Division
 from jiio.models import ContextConfig, context_classifier
 from jiio.optimizer import Adam
 from jiio.tasks.meta import PRIOR, Episode, Gradient, MetaLoss, measured_curvature
@@ -142,17 +142,27 @@ FORGET = 0.8
 FINISH_TASKS = 32
 
 
+def default_config(shape: tuple[int, int, int], *, cell: str = "well_posed") -> ContextConfig:
+    """A classifier for drawings of `shape`: small ones get a cell of half their resolution and half the width."""
+    kind = "mdeq" if cell == "mdeq" else "well_posed"
+    if min(shape[1:]) >= 16:
+        return ContextConfig(image_shape=shape, cell=kind)
+    return ContextConfig(
+        image_shape=shape, margin=0, channels=(16, 32), patch=2, width=32, film=8, features=32, cell=kind
+    )
+
+
 def make_trainer(
-    training: Training, *, data_dir: str | None = None, cell: str = "well_posed", device: str = "cpu"
+    data: str, training: Training, *, data_dir: str | None = None, cell: str = "well_posed", device: str = "cpu"
 ) -> tuple[Trainer, dict[str, Any]]:
     """The trainer of a command's options, and the configuration that rebuilds it."""
     with user_input():
-        characters = omniglot("train", data_root(data_dir), division=training.division)
-    config = ContextConfig(cell="mdeq" if cell == "mdeq" else "well_posed")
-    saved = {"task": "meta", "data": "omniglot", "model": config.to_dict(), "training": asdict(training)}
+        characters = load_characters(data, "train", root=data_dir, division=training.division)
+    config = default_config((characters.shape[2], characters.shape[3], characters.shape[4]), cell=cell)
+    saved = {"task": "meta", "data": data, "model": config.to_dict(), "training": asdict(training)}
     return Trainer(characters, config, training, device=device), saved
 
 
-def default_folder(ways: int, shots: int, seed: int) -> Path:
-    """runs/meta-omniglot-WAYSwaySHOTSshot-SEED."""
-    return Path("runs") / f"meta-omniglot-{ways}way{shots}shot-{seed}"
+def default_folder(data: str, ways: int, shots: int, seed: int) -> Path:
+    """runs/meta-DATA-WAYSwaySHOTSshot-SEED."""
+    return Path("runs") / f"meta-{data}-{ways}way{shots}shot-{seed}"

@@ -13,11 +13,24 @@ from jiio.data.faces import celeba, faces64
 from jiio.data.folder import folder_images
 from jiio.data.idx import idx_images, idx_labels
 from jiio.data.image import read_image, write_image
+from jiio.data.omniglot import Division, omniglot
 
 Split = Literal["train", "test"]
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "faces64", "celeba", "folder:PATH")
+CHARACTERS = ("omniglot", "digits")
 LABELLED = ("digits", "mnist", "fashion-mnist", "cifar10")
-__all__ = ["LABELLED", "NAMES", "Split", "data_root", "load_images", "load_labels", "read_image", "write_image"]
+__all__ = [
+    "CHARACTERS",
+    "LABELLED",
+    "NAMES",
+    "Split",
+    "data_root",
+    "load_characters",
+    "load_images",
+    "load_labels",
+    "read_image",
+    "write_image",
+]
 
 
 def data_root(root: str | Path | None) -> Path:
@@ -75,3 +88,22 @@ def load_labels(name: str, split: Split, *, root: str | Path | None = None) -> T
     if name == "cifar10":
         return cifar10(split, data_root(root))[1]
     raise ValueError(f"data {name!r} has no labels: choose one of {', '.join(LABELLED)}")
+
+
+def load_characters(
+    name: str, split: Split, *, root: str | Path | None = None, division: Division = "random"
+) -> Tensor:
+    """Classes for meta-learning, (classes, drawings, channels, height, width): omniglot (28x28), digits (embedded, 8x8).
+
+    No class of one split is in the other. division: of Omniglot's characters.
+
+    >>> load_characters("digits", "test").shape
+    torch.Size([16, 174, 1, 8, 8])
+    """
+    if name == "digits":
+        from jiio.data.digits import digits_characters
+
+        return digits_characters(split)
+    if name == "omniglot":
+        return omniglot(split, data_root(root), division=division)
+    raise ValueError(f"data {name!r} has no classes to learn from a few of: choose one of {', '.join(CHARACTERS)}")
