@@ -12,20 +12,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from jiio.models import (
+    VAE,
     Classifier,
     ClassifierConfig,
     ContextClassifier,
     ContextConfig,
     Generator,
     GeneratorConfig,
+    VAEConfig,
     classifier,
     context_classifier,
     generator,
+    vae,
 )
 
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
-Model = Generator | Classifier | ContextClassifier
+Model = Generator | VAE | Classifier | ContextClassifier
 REFERENCE = "reference.json"
 
 
@@ -73,6 +76,8 @@ def fresh(task: str, values: dict[str, Any]) -> Model:
     """The model of a configuration, with fresh weights; `ValueError` for a task that this version does not know."""
     if task == "generation":
         return generator(GeneratorConfig.from_dict(values))
+    if task == "vae":
+        return vae(VAEConfig.from_dict(values))
     if task == "classification":
         return classifier(ClassifierConfig.from_dict(values))
     if task == "meta":

@@ -15,7 +15,7 @@ from jiio.app.table import console
 from jiio.app.training import Trainable, open_run, run_training
 from jiio.data import load_characters, load_images
 from jiio.load import Model, find_run, load, read_config
-from jiio.models import Generator
+from jiio.models import VAE, Classifier, ContextClassifier, Generator
 from jiio.tasks.generation import PRIOR
 
 Positional = tyro.conf.Positional
@@ -89,6 +89,8 @@ class TrainGeneration(Train):
     """digits, mnist, fashion-mnist, cifar10, faces64, celeba, or folder:PATH for a folder of images."""
     latent: int | None = None
     """Entries of the latent vector; 16, 32 or 64 by the images' size otherwise."""
+    preset: Literal["small", "full"] = "small"
+    """small: what two CPU cores train in an hour; full: the paper's four scales of 32 to 256 channels, for 32x32 and 64x64."""
     size: int | None = None
     """Side to which images of celeba (64 otherwise) and of a folder (32) are resized."""
     steps: int = 1500
@@ -125,6 +127,7 @@ def train_generation(options: TrainGeneration) -> dict[str, Any]:
         data_dir=text(options.data_dir),
         latent=options.latent,
         cell=options.cell,
+        preset=options.preset,
         size=options.size,
         device=options.device,
     )
@@ -215,34 +218,6 @@ def diagnose(options: Diagnose) -> dict[str, Any]:
     return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample(WithData):
-    """Draw new images from the density of a generator's latents, and interpolate between test images.
-
-    Example: jiio sample mnist-generator --data-dir DATA
-    """
-
-    run: Positional[str] = "digits-generator"
-    """Run folder or the name of a packaged model."""
-    rows: int = 6
-    """Rows of ten images."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("samples")
-    """Folder for samples.png and interpolation.png."""
-
-
-def sample(options: Sample) -> dict[str, Any]:
-    """`jiio sample RUN`."""
-    from jiio.app.sample import sample as run
-
-    if options.rows < 1:
-        raise UserError(f"--rows must be at least 1, got {options.rows}")
-    _, model, config = open_generator(options.run, options.device)
-    test = images_of(config, "test", options.data_dir)
-    found = run(model, test, rows=options.rows, seed=options.seed, output=options.output)
-    console.print(f"pictures: {' and '.join(found['pictures'])}")
-    return found
-
-
 def train(options: Train, trainer: Trainable, config: dict[str, Any], *, default: Path) -> dict[str, Any]:
     """A training under a progress bar, from the start or from the run's last checkpoint."""
     from jiio.app.progress import steps_bar
@@ -257,8 +232,9 @@ def train(options: Train, trainer: Trainable, config: dict[str, Any], *, default
 
 
 def open_generator(run: str, device: str) -> tuple[Path, Generator, dict[str, Any]]:
-    """(folder, model, configuration) of a generator's run; `UserError` for another one."""
-    folder, model, config = open_model(run, device)
+    """(folder, model, configuration) of a run of a generator or of a VAE, whose decoder is one; `UserError` for another."""
+    folder, found, found_config = open_model(run, device)
+    model, config = as_generator(found, found_config)
     if not isinstance(model, Generator):
         raise UserError(f"{folder} is a run of {config['task']}, not of a generator")
     return folder, model, config
@@ -269,6 +245,15 @@ def open_model(run: str, device: str) -> tuple[Path, Model, dict[str, Any]]:
     with user_input():
         folder = find_run(run)
         return folder, load(folder, device=device), read_config(folder)
+
+
+def as_generator(
+    model: Model, config: dict[str, Any]
+) -> tuple[Generator | Classifier | ContextClassifier, dict[str, Any]]:
+    """A VAE as its decoder, with the prior of latents that its pixel variance makes of N(0, 1); other models as they are."""
+    if not isinstance(model, VAE):
+        return model, config
+    return model.generator, config | {"training": config.get("training", {}) | {"prior": float(model.pixel_variance)}}
 
 
 def images_of(config: dict[str, Any], split: Literal["train", "test"], data_dir: Path | None) -> torch.Tensor:

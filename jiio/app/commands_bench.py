@@ -13,7 +13,7 @@ import tyro
 
 from jiio.app.bench import Case, find_reference, run_case
 from jiio.app.bench_cases import adaptation_case, attack_case, generator_cases
-from jiio.app.commands import WithData, characters_of, images_of, open_model
+from jiio.app.commands import WithData, as_generator, characters_of, images_of, open_model
 from jiio.app.commands_classifier import labelled, threat_of
 from jiio.app.run_folder import UserError, user_input, write_json
 from jiio.app.table import console
@@ -93,7 +93,8 @@ def restricted(case: Case, only: tuple[str, ...]) -> Case:
 
 def cases(run: str, options: Bench) -> Iterator[Case]:
     """The problems of a run."""
-    _, model, config = open_model(run, options.device)
+    _, found, found_config = open_model(run, options.device)
+    model, config = as_generator(found, found_config)
     training = config.get("training", {})
     if isinstance(model, Generator):
         train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))

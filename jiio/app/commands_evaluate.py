@@ -14,7 +14,7 @@ from jiio.app.commands_classifier import labelled, threat_of, training_seconds
 from jiio.app.progress import images_bar
 from jiio.app.run_folder import RunFolder, UserError
 from jiio.app.table import console
-from jiio.models import Classifier, ContextClassifier, Generator
+from jiio.models import VAE, Classifier, ContextClassifier, Generator
 from jiio.tasks.generation import PRIOR
 
 Positional = tyro.conf.Positional
@@ -24,8 +24,9 @@ Positional = tyro.conf.Positional
 class Evaluate(WithData):
     """How good is a trained model on test images it has not seen?
 
-    A generator: reconstruction and restoration, beside PCA and probabilistic PCA. A classifier: accuracy, clean and under
-    attack, by this project's attacks and by other people's. A model that adapts: accuracy on new tasks.
+    A generator: reconstruction and restoration, beside PCA and probabilistic PCA. A VAE: the same, by its encoder and by
+    the search for latents that a generator gets. A classifier: accuracy, clean and under attack, by this project's attacks
+    and by other people's. A model that adapts: accuracy on new tasks.
 
     Examples: jiio evaluate mnist-generator --data-dir DATA
               jiio evaluate mnist-classifier --data-dir DATA --images 500
@@ -36,7 +37,7 @@ class Evaluate(WithData):
     images: int = 1000
     """Test images, chosen by a fixed seed; 0 for all."""
     draws: int = 3
-    """Draws of every damage (generators)."""
+    """Draws of every damage (generators and VAEs)."""
     radius: float | None = None
     """Radius of the attacks; that of the training otherwise (classifiers)."""
     tasks: int = 600
@@ -50,6 +51,8 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     folder, model, config = open_model(options.run, options.device)
     if isinstance(model, Generator):
         return _evaluate_generator(options, folder, model, config)
+    if isinstance(model, VAE):
+        return _evaluate_vae(options, folder, model, config)
     if isinstance(model, Classifier):
         return _evaluate_classifier(options, folder, model, config)
     return _evaluate_meta(options, folder, model, config)
@@ -74,6 +77,20 @@ def _evaluate_generator(options: Evaluate, folder: Path, model: Generator, confi
         baseline = PPCA.fit(train, model.config.latent)
         picture = evaluation.restoration_picture(model, baseline, test[:SHOWN], folder / "restoration.png")
         console.print(f"wrote {path} and {picture}")
+    return report
+
+
+def _evaluate_vae(options: Evaluate, folder: Path, model: VAE, config: dict[str, Any]) -> dict[str, Any]:
+    from jiio.app import evaluate_vae
+
+    train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
+    test = test[_chosen(options, len(test))]
+    with images_bar("evaluating", total=evaluate_vae.evaluated_images(len(test), options.draws)) as watch:
+        figures = evaluate_vae.evaluate(model, train, test, draws=options.draws, watch=watch)
+    report = {"data": config["data"], "training_seconds": training_seconds(folder)} | figures
+    evaluate_vae.show_report(report)
+    if own_run(folder):
+        console.print(f"wrote {RunFolder(folder).write_json('report.json', report)}")
     return report
 
 

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import torch
 import tyro
 
-from jiio.app import commands, commands_bench, commands_classifier, commands_evaluate, commands_meta
+from jiio.app import (
+    commands,
+    commands_bench,
+    commands_classifier,
+    commands_evaluate,
+    commands_meta,
+    commands_sample,
+    commands_vae,
+)
 from jiio.app.run_folder import UserError, write_json
 
 
@@ -25,6 +33,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "demo": Command(commands.Demo, commands.demo, "train on the embedded digits and restore damaged ones"),
     "train generation": Command(commands.TrainGeneration, commands.train_generation, "train a generator of images"),
+    "train vae": Command(commands_vae.TrainVAE, commands_vae.train_vae, "train the generator's baseline, a VAE"),
     "train adversarial": Command(
         commands_classifier.TrainAdversarial,
         commands_classifier.train_adversarial,
@@ -34,7 +43,7 @@ COMMANDS = {
         commands_meta.TrainMeta, commands_meta.train_meta, "train a classifier that adapts to few examples"
     ),
     "evaluate": Command(commands_evaluate.Evaluate, commands_evaluate.evaluate, "measure a model on test images"),
-    "sample": Command(commands.Sample, commands.sample, "draw new images from a generator"),
+    "sample": Command(commands_sample.Sample, commands_sample.sample, "draw new images from a generator"),
     "attack": Command(commands_classifier.AttackFiles, commands_classifier.attack_files, "attack your own image files"),
     "adapt": Command(commands_meta.Adapt, commands_meta.adapt, "label your own images from a few examples"),
     "audit": Command(

@@ -50,6 +50,12 @@ class LatentDensity(NamedTuple):
         precision = torch.linalg.inv(within + (offset.T * self.weight) @ offset)
         return LatentDensity(self.weight.new_ones(1), mean[None], precision[None], self.weight.new_zeros(1))
 
+    @classmethod
+    def standard(cls, like: Tensor) -> LatentDensity:
+        """N(0, 1) of latents like `like` (latent,)."""
+        one = like.new_ones(1)
+        return cls(one, torch.zeros_like(like)[None], torch.eye(len(like)).to(like)[None], torch.zeros_like(one))
+
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """`count` latents drawn from p, (count, latent); `generator` of the CPU."""
         chosen = torch.multinomial(self.weight.cpu(), count, replacement=True, generator=generator)

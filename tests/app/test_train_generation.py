@@ -82,6 +82,19 @@ def test_defaults_fit_the_images(shape: tuple[int, int, int], latent: int) -> No
     assert config.patch == (1 if shape[1] < 16 else 2)
 
 
+@pytest.mark.parametrize("cell", ["well_posed", "mdeq"])
+@pytest.mark.parametrize("side", [32, 64])
+def test_the_full_preset_has_four_scales_from_32_down_to_4(side: int, cell: str) -> None:
+    config = default_config((3, side, side), cell=cell, preset="full")
+    assert config.shapes == ((32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4))
+    assert config.cell == cell
+
+
+def test_the_full_preset_refuses_sides_that_four_scales_do_not_divide() -> None:
+    with pytest.raises(ValueError, match="divide by 8, the images are 28x28: use --preset small"):
+        default_config((1, 28, 28), preset="full")
+
+
 def test_an_interrupted_training_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     small = ["--steps", "100000", "--images", "32", "--batch", "8", "--latent", "4", "--joint-steps", "2"]
     command = [

@@ -1,0 +1,77 @@
+"""`jiio evaluate RUN` of a variational autoencoder: its encoder alone, and the search for latents that a generator gets."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from torch import Tensor
+
+from jiio.app.evaluate import BATCH, BUDGETS, DAMAGES, Figures, Watch, evaluate_damage, over_seeds, show_damages
+from jiio.app.table import show
+from jiio.models import VAE
+from jiio.tasks.latent_model import density
+from jiio.tasks.metrics import psnr, squared_error
+from jiio.tasks.ppca import PPCA
+from jiio.tasks.vae import decode, encode, search
+
+STARTS = ("encoder", "mean")
+
+
+def evaluate(model: VAE, train: Tensor, test: Tensor, *, draws: int = 3, watch: Watch | None = None) -> dict[str, Any]:
+    """Reconstruction by the encoder's mean, and by the joint solve from there and from the mean of all latents, every
+    damage over `draws` draws, PCA; `watch` is told of every batch done (`evaluated_images` in all)."""
+    baseline = PPCA.fit(train, model.config.latent)
+    report: dict[str, Any] = {"images": len(test), "latent": model.config.latent, "draws": draws}
+    report["pixel_variance"] = float(model.pixel_variance)
+    report["pca_psnr"] = psnr(baseline.reconstruct(test), test)
+    began = time.perf_counter()
+    latent = encode(model, test.to(model.pixel_variance.device))[0]
+    decoded = decode(model, latent).cpu()
+    report["encoder"] = {"psnr": psnr(decoded, test), "seconds": time.perf_counter() - began}
+    middle = density(model.generator).center().expand_as(latent)
+    for name, first in zip(STARTS, (latent, middle), strict=True):
+        report[f"search_from_{name}"] = {
+            str(steps): evaluate_search(model, test, first, max_steps=steps, watch=watch) for steps in BUDGETS
+        }
+    for name in DAMAGES:
+        results = [evaluate_damage(model.generator, baseline, test, name, seed=s, watch=watch) for s in range(draws)]
+        report[name] = over_seeds(results)
+    return report
+
+
+def evaluated_images(images: int, draws: int) -> int:
+    """How many solves `evaluate` does for so many images."""
+    return images * (len(STARTS) * len(BUDGETS) + len(DAMAGES) * draws)
+
+
+def evaluate_search(
+    model: VAE, images: Tensor, latent: Tensor, *, max_steps: int, watch: Watch | None = None
+) -> dict[str, float]:
+    """PSNR of reconstructions after `max_steps` joint steps from `latent`, and whether they converged."""
+    figures = Figures()
+    for batch, first in zip(images.split(BATCH), latent.split(BATCH), strict=True):
+        began = time.perf_counter()
+        found, solution = search(model, batch.to(latent.device), latent=first, max_steps=max_steps, on_failure="ignore")
+        figures = figures.add(squared_error(found.cpu(), batch), solution, time.perf_counter() - began)
+        if watch:
+            watch(len(batch))
+    return figures.summary()
+
+
+def show_report(report: dict[str, Any]) -> None:
+    """Both tables of an evaluation."""
+    lines = [["encoder's mean", "0", f"{report['encoder']['psnr']:.2f}", "", "", f"{report['encoder']['seconds']:.1f}"]]
+    for name, label in zip(STARTS, ("from the encoder's mean", "from the mean latent"), strict=True):
+        lines += [
+            [label, steps, f"{v['psnr']:.2f}", f"{100 * v['converged']:.1f} %", f"{v['evaluations']:.0f}",
+             f"{v['seconds']:.1f}"]
+            for steps, v in report[f"search_from_{name}"].items()
+        ]  # fmt: skip
+    title = (
+        f"Reconstruction of {report['images']} test images by a VAE (PCA of latent {report['latent']}: "
+        f"{report['pca_psnr']:.2f} dB)"
+    )
+    header = ("latent", "joint steps", "PSNR dB", "converged", "f + VJPs", "seconds")
+    show(title, header, lines, note=f"pixel variance {report['pixel_variance']:.2g}")
+    show_damages(f"Restoration, {report['draws']} draws of the damage", report)

@@ -1,0 +1,144 @@
+"""`jiio train vae`: the baseline of `train generation`, a variational autoencoder with the same decoder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jiio.app.run_folder import UserError, user_input
+from jiio.app.train_generation import FITTED_IMAGES, Preset, default_config
+from jiio.app.training import Order, descend, learning_rate
+from jiio.data import load_images
+from jiio.models import VAEConfig, vae
+from jiio.regularize import jacobian_penalty
+from jiio.tasks.metrics import decibel
+from jiio.tasks.vae import VAELoss, fit_vae
+
+
+@dataclass(frozen=True)
+class Training:
+    """Options of a training that decide its result; saved in the run's config.json.
+
+    images: training images used, chosen by the seed; 0 for all.  steps: optimiser steps.  batch: images a step.
+    clip: largest norm of the gradient of the loss in nats a pixel.  anneal: share of the steps in which the weight of the
+    KL divergence grows from 0 to 1 (Bowman et al. 2016).  jacobian: weight of the Jacobian penalty on the
+    decoder's cell, for cells that are not well posed.
+    """
+
+    images: int = 16384
+    steps: int = 1500
+    batch: int = 64
+    learning_rate: float = 1e-2
+    warm_up: int = 50
+    clip: float = 1.0
+    anneal: float = 0.5
+    jacobian: float = 0.0
+    seed: int = 0
+
+
+class Trainer:
+    """The state of a training: `step` optimiser steps done. Images stay on the CPU, a batch at a time goes to the device."""
+
+    def __init__(self, images: Tensor, config: VAEConfig, training: Training, *, device: str = "cpu"):
+        if training.images:
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(training.seed))
+            images = images[order[: training.images]]
+        if len(images) < training.batch:
+            raise UserError(f"{len(images)} training images are fewer than a batch of {training.batch}")
+        self.images, self.training, self.device = images, training, device
+        torch.manual_seed(training.seed)
+        self.model = vae(config)
+        self.model.encoder.network.on_failure = "ignore"
+        self.model.encoder.network.tol = SOLVE_TOL
+        self.model.generator.calibrate(images)
+        self.model.to(device)
+        self.loss = VAELoss(self.model, tol=SOLVE_TOL)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
+        self.order = Order(len(images), training.batch, training.seed)
+        self.step = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.training.steps
+
+    def noise(self, step: int) -> torch.Generator:
+        """The noise of a step, by seed and step alone."""
+        return torch.Generator().manual_seed(self.training.seed * 100003 + step)
+
+    def advance(self) -> dict[str, float]:
+        """One optimiser step; the figures that tell whether training is healthy."""
+        training = self.training
+        images = self.images[self.order.rows(self.step)].to(self.device)
+        pixels = images[0].numel()
+        bound, parts = self.loss(images, generator=self.noise(self.step))
+        weight = min(1.0, (self.step + 1) / max(1.0, training.anneal * training.steps))
+        # nats a pixel: of the same size for images of any size
+        loss = (bound - (1 - weight) * parts.divergence) / pixels
+        if training.jacobian:
+            loss = loss + training.jacobian * self.penalty(parts.x, parts.solution.value)
+        share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
+        norm = descend(self.optimizer, loss, rate=training.learning_rate * share, clip=training.clip)
+        self.step += 1
+        return {
+            "step": self.step,
+            "loss": float(bound.detach()),
+            "divergence": float(parts.divergence.detach()),
+            "psnr": decibel(float(parts.variance)),
+            "residual_z": float(parts.solution.residual.median()),
+            "converged": float(parts.solution.converged.float().mean()),
+            "gradient_norm": float(norm),
+        }
+
+    def penalty(self, x: Tensor, z: Any) -> Tensor:
+        """Jacobian penalty at the solution, z held fixed: a surrogate (docs/method.md)."""
+        f = self.model.generator.cell()
+        return jacobian_penalty(lambda z: f(z, x), z, generator=self.noise(self.step)).mean()
+
+    def finish(self) -> None:
+        """Fit what searches for latents need: pixel variance, tangents, the density of the latents."""
+        generator = torch.Generator().manual_seed(self.training.seed)
+        rows = torch.randperm(len(self.images), generator=generator)[:FITTED_IMAGES]
+        fit_vae(self.model, self.images[rows].to(self.device), generator=generator)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the weights."""
+        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+SOLVE_TOL = 1e-3  # of the equilibria and their gradients in training
+
+
+def make_trainer(
+    data: str,
+    training: Training,
+    *,
+    data_dir: str | None = None,
+    latent: int | None = None,
+    cell: str = "well_posed",
+    preset: Preset = "small",
+    size: int | None = None,
+    device: str = "cpu",
+) -> tuple[Trainer, dict[str, Any]]:
+    """The trainer of a command's options, and the configuration that rebuilds it."""
+    with user_input():
+        images = load_images(data, "train", root=data_dir, size=size)
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        decoder = default_config(shape, latent=latent, cell=cell, preset=preset)
+    config = VAEConfig.from_dict(decoder.to_dict() | {"encoder_channels": decoder.channels})
+    saved = {
+        "task": "vae",
+        "data": data,
+        "size": size,
+        "model": config.to_dict(),
+        "training": asdict(training),
+    }
+    return Trainer(images, config, training, device=device), saved
