@@ -40,21 +40,27 @@ ROUGH_STEPS, ROUGH_TOL = 30, 0.1
 Gradient = Literal["exact", "first_order"]
 
 
-def reconstruction(model: LatentModel, images: Tensor, *, prior: float = PRIOR) -> Problem:
+def reconstruction(
+    model: LatentModel, images: Tensor, *, prior: float = PRIOR, compute_dtype: torch.dtype | None = None
+) -> Problem:
     """Fit latents to `images` (batch, channels, height, width) in [0, 1].
+
+    compute_dtype: of the cell's evaluations (bfloat16, say), where it is not that of the iteration.
 
     Binds the model's weights: with graph where gradients are enabled, so that the same problem serves the solve and the
     loss; under `no_grad` for a solve alone.
     """
     f, readout = model.cell(), model.decoder()
+    low = compute_dtype is not None
 
     def cell(z: Any, x: Tensor, target: Tensor) -> Any:
-        return f(z, x)
+        with torch.autocast(x.device.type, compute_dtype, enabled=low):  # the bound weights are float32
+            return f(z, x)
 
     def cost(z: Any, x: Tensor, target: Tensor) -> Tensor:
         return 0.5 * _squares(readout(z) - target) + 0.5 * prior * _squares(x)
 
-    return Problem(cell, cost, context=(images,))
+    return Problem(cell, cost, context=(images,), compute_dtype=compute_dtype)
 
 
 def restoration(model: LatentModel, measurement: Measurement, prior: LatentDensity | None = None) -> Problem:
@@ -189,16 +195,20 @@ def restoration_start(model: LatentModel, measurement: Measurement) -> Solution[
 class GenerationLoss(nn.Module):
     """forward(images, latent) -> (loss, solution): a joint solve, then the envelope gradient (no further solve)."""
 
-    def __init__(self, model: LatentModel, *, prior: float = PRIOR, joint_steps: int = 25, rate: float = RATE):
+    def __init__(
+        self, model: LatentModel, *, prior: float = PRIOR, joint_steps: int = 25, rate: float = RATE,
+        compute_dtype: torch.dtype | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.model: LatentModel = model
         self.prior, self.joint_steps, self.rate = prior, joint_steps, rate
+        self.compute_dtype = compute_dtype
 
     def forward(self, images: Tensor, latent: Tensor | None = None) -> tuple[Tensor, Solution[State]]:
         """The mean optimal cost of the batch, and the solve behind it, whose status the training logs; from the model's
         guess or from `latent`."""
         latent = self.model.guess(images) if latent is None else latent
-        problem = reconstruction(self.model, images, prior=self.prior)
+        problem = reconstruction(self.model, images, prior=self.prior, compute_dtype=self.compute_dtype)
         solution = solve(
             problem,
             start(self.model, len(images), latent=latent),
