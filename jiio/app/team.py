@@ -84,9 +84,9 @@ class Processes(Team):
 
     def gather(self, rows: Tensor) -> Tensor:
         mine = rows.to(self.device).contiguous()
-        everyone = mine.new_empty(self.size * len(mine), *mine.shape[1:])
-        distributed.all_gather_into_tensor(everyone, mine)
-        return everyone.to(rows.device)
+        everyone = [torch.empty_like(mine) for _ in range(self.size)]
+        distributed.all_gather(everyone, mine)
+        return torch.cat(everyone).to(rows.device)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -139,6 +139,8 @@ def assemble(device: str, *, accumulate: int = 1) -> Team:
 
     Fabric is imported for several processes only: it takes longer than all else at the start of a command.
     """
+    if "LT_PRECISION" in os.environ:
+        raise UserError("`fabric run` took --precision for itself: write -- before `train`")
     if launched() == 1:
         return Team(device, accumulate=accumulate)
     from lightning_fabric import Fabric
