@@ -115,8 +115,8 @@ class RunFolder:
                 replace_bytes(file.with_suffix(".state"), checksum(weights, buffer.getvalue()) + buffer.getvalue())
                 replace_bytes(file, weights)
             finally:
-                kept = {weights.stem for weights in sorted(folder.glob("*.safetensors"))[-KEPT:]}
-                for other in [other for other in folder.iterdir() if other.stem not in kept]:
+                kept = {whole.stem for whole in sorted(folder.glob("*.safetensors"))[-KEPT:]}
+                for other in [path for path in folder.iterdir() if path.stem not in kept]:
                     other.unlink()
 
     def load_checkpoint(self, model: nn.Module) -> tuple[dict[str, Any] | None, list[str]]:

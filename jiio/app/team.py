@@ -66,7 +66,8 @@ class Team:
         return here
 
     def first(self, action: Callable[[], T]) -> T:
-        """Do something in the leading process alone; what it returns, in all of them, and its `UserError` too."""
+        """Do something in the leading process alone; what it returns, in all of them, and as a `UserError` what went
+        wrong with it for the user."""
         return action()
 
 
@@ -108,6 +109,8 @@ class Processes(Team):
                 result = action()
             except UserError as error:
                 sentence = str(error)
+            except OSError as error:
+                sentence = f"{error.filename or 'a file'}: {error.strerror or error}"
         result, sentence = self.fabric.broadcast((result, sentence))
         if sentence is not None:
             raise UserError(sentence)

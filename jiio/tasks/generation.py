@@ -11,6 +11,7 @@ which is v times the negative log posterior, so that it goes over into the train
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -51,11 +52,11 @@ def reconstruction(
     loss; under `no_grad` for a solve alone.
     """
     f, readout = model.cell(), model.decoder()
-    low = compute_dtype is not None
+    if compute_dtype is not None:
+        f = _computed_in(compute_dtype, f)
 
     def cell(z: Any, x: Tensor, target: Tensor) -> Any:
-        with torch.autocast(x.device.type, compute_dtype, enabled=low):  # the bound weights are float32
-            return f(z, x)
+        return f(z, x)
 
     def cost(z: Any, x: Tensor, target: Tensor) -> Tensor:
         return 0.5 * _squares(readout(z) - target) + 0.5 * prior * _squares(x)
@@ -267,3 +268,13 @@ class DamagedLoss(nn.Module):
 
 def _squares(value: Tensor) -> Tensor:
     return value.square().flatten(1).sum(1)
+
+
+def _computed_in(dtype: torch.dtype, f: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
+    """A cell whose weights, bound in float32, are cast where they meet z and x of `dtype`."""
+
+    def low(z: Any, x: Tensor) -> Any:
+        with torch.autocast(x.device.type, dtype):
+            return f(z, x)
+
+    return low
