@@ -12,11 +12,13 @@ from jiio.tree import Tree
 
 
 def jacobian_penalty(
-    f: Callable[[Tree], Tree], z: Tree, *, probes: int = 1, generator: torch.Generator | None = None
-) -> Tensor:
+    f: Callable[[Tree], Tree], z: Tree, *, probes: int = 1, generator: torch.Generator | None = None,
+    draw: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """|J|_F^2 / entries of z -> f(z) at z, (batch,), by Hutchinson's estimate |v^T J|^2 with Gaussian v; differentiable.
 
     f: the cell at a fixed input; z: tensor or tree. `probes` vectors v are averaged (their spread falls with its root).
+    draw: gives v for a leaf of f(z), where not the generator shall.
     (Bai, Koltun, Kolter: Stabilizing equilibrium models by Jacobian regularization, 2021.) Evaluated at a fixed z it is a
     biased surrogate in training: the path through z*(theta) is dropped, no gradient reaches z. ValueError where f changes
     the shape of z.
@@ -33,7 +35,7 @@ def jacobian_penalty(
     entries = sum(leaf[0].numel() for leaf in inputs)
     total = inputs[0].new_zeros(len(inputs[0]))
     for _ in range(probes):
-        v = [_normal(leaf, generator) for leaf in outputs]
+        v = [_normal(leaf, generator) if draw is None else draw(leaf) for leaf in outputs]
         pulled = torch.autograd.grad(
             outputs, inputs, v, create_graph=torch.is_grad_enabled(), retain_graph=True, allow_unused=True,
             materialize_grads=True,

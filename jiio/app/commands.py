@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,9 +9,10 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from jiio.app.run_folder import RunFolder, UserError, user_input
+from jiio.app.launch import team_of, train
+from jiio.app.run_folder import UserError, user_input
 from jiio.app.table import console
-from jiio.app.training import Trainable, open_run, run_training
+from jiio.app.team import cpu_share
 from jiio.data import load_characters, load_images
 from jiio.load import Model, find_run, load, read_config
 from jiio.models import VAE, Classifier, ContextClassifier, Generator
@@ -30,8 +30,8 @@ class Common:
     """cpu, or cuda where there is one."""
     seed: int = 0
     """Seed of everything random."""
-    threads: int = field(default_factory=lambda: min(os.cpu_count() or 1, 8))
-    """CPU threads; set explicitly for timings."""
+    threads: int = field(default_factory=cpu_share)
+    """CPU threads of a process; set explicitly for timings."""
     json: Path | None = None
     """Also write the figures to this file."""
 
@@ -56,6 +56,12 @@ class Train(WithData):
     """Delete the run that the folder holds already."""
     cell: Literal["well_posed", "mdeq"] = "well_posed"
     """well_posed is a contraction by construction; mdeq is the paper's cell."""
+    accumulate: int = 1
+    """Parts in which each process computes its share of a step, one after the other, to save memory."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints, of which the last two are kept."""
+    tensorboard: bool = False
+    """Also write the figures for TensorBoard (pip install 'jiio[tensorboard]')."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +111,19 @@ class TrainGeneration(Train):
     """Of Adam, at its highest."""
     jacobian: float | None = None
     """Weight of the Jacobian penalty; 1.0 for mdeq, 0 for well_posed otherwise."""
+    precision: Literal["32", "bf16"] = "32"
+    """Of the cell; bf16 is bfloat16, with everything else in float32."""
+    samples_every: int = 500
+    """Steps between pictures of reconstructions and samples, samples-STEP.png in the run folder; 0 for none."""
 
 
 def train_generation(options: TrainGeneration) -> dict[str, Any]:
     """`jiio train generation`."""
     from jiio.app.train_generation import Training, default_folder, make_trainer
+    from jiio.app.training import Watch
 
+    if options.samples_every < 0:
+        raise UserError(f"--samples-every must not be negative, got {options.samples_every}")
     jacobian = options.jacobian if options.jacobian is not None else float(options.cell == "mdeq")
     training = Training(
         images=options.images,
@@ -119,6 +132,7 @@ def train_generation(options: TrainGeneration) -> dict[str, Any]:
         joint_steps=options.joint_steps,
         learning_rate=options.learning_rate,
         jacobian=jacobian,
+        precision=options.precision,
         seed=options.seed,
     )
     trainer, config = make_trainer(
@@ -129,9 +143,17 @@ def train_generation(options: TrainGeneration) -> dict[str, Any]:
         cell=options.cell,
         preset=options.preset,
         size=options.size,
-        device=options.device,
+        team=team_of(options),
     )
-    return train(options, trainer, config, default=default_folder(options.data, options.seed))
+    folder = options.output or default_folder(options.data, options.seed)
+
+    def picture(figures: dict[str, float]) -> None:
+        from jiio.app.training_samples import draw_samples  # and with it matplotlib
+
+        draw_samples(trainer, folder / f"samples-{trainer.step}.png")
+
+    watches = [Watch(options.samples_every, picture)] if options.samples_every else []
+    return train(options, trainer, config, default=folder, watches=watches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,19 +238,6 @@ def diagnose(options: Diagnose) -> dict[str, Any]:
         console.print(line)
     console.print(f"residual traces: {picture}")
     return result
-
-
-def train(options: Train, trainer: Trainable, config: dict[str, Any], *, default: Path) -> dict[str, Any]:
-    """A training under a progress bar, from the start or from the run's last checkpoint."""
-    from jiio.app.progress import steps_bar
-
-    folder = RunFolder(options.output or default)
-    for problem in open_run(folder, trainer, config, resume=options.resume, overwrite=options.overwrite):
-        console.print(f"[yellow]skipped a damaged checkpoint: {problem}[/]")
-    console.print("Ctrl-C saves and leaves")
-    steps_bar(run_training(folder, trainer), total=trainer.steps, label="training", done=trainer.step)
-    console.print(f"wrote {folder.path}; next: jiio evaluate {folder.path}")
-    return {"run": str(folder.path), "steps": trainer.step}
 
 
 def open_generator(run: str, device: str) -> tuple[Path, Generator, dict[str, Any]]:

@@ -11,7 +11,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from jiio.app.commands import Common, Train, WithData, open_model, own_run, text, train
+from jiio.app.commands import Common, Train, WithData, open_model, own_run, text
+from jiio.app.launch import team_of, train
 from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.app.table import console
 from jiio.app.train_classifier import RADII, Training, default_folder, make_trainer
@@ -70,7 +71,7 @@ def train_adversarial(options: TrainAdversarial) -> dict[str, Any]:
         seed=options.seed,
     )
     trainer, config = make_trainer(
-        options.data, training, data_dir=text(options.data_dir), cell=options.cell, device=options.device
+        options.data, training, data_dir=text(options.data_dir), cell=options.cell, team=team_of(options)
     )
     return train(options, trainer, config, default=default_folder(options.data, options.seed))
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jiio.app.commands import Common, Train, open_model, text, train
+from jiio.app.commands import Common, Train, open_model, text
+from jiio.app.launch import team_of, train
 from jiio.app.run_folder import UserError
 from jiio.app.train_meta import Training, default_folder, make_trainer
 from jiio.models import ContextClassifier
@@ -66,7 +67,7 @@ def train_meta(options: TrainMeta) -> dict[str, Any]:
         seed=options.seed,
     )
     trainer, config = make_trainer(
-        options.data, training, data_dir=text(options.data_dir), cell=options.cell, device=options.device
+        options.data, training, data_dir=text(options.data_dir), cell=options.cell, team=team_of(options)
     )
     return train(
         options, trainer, config, default=default_folder(options.data, options.ways, options.shots, options.seed)

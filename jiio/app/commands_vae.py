@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jiio.app.commands import Train, text, train
+from jiio.app.commands import Train, text
+from jiio.app.launch import team_of, train
 from jiio.app.train_generation import default_folder
 from jiio.app.train_vae import Training, make_trainer
 
@@ -55,6 +56,6 @@ def train_vae(options: TrainVAE) -> dict[str, Any]:
         cell=options.cell,
         preset=options.preset,
         size=options.size,
-        device=options.device,
+        team=team_of(options),
     )
     return train(options, trainer, config, default=default_folder(options.data, options.seed, task="vae"))

@@ -20,6 +20,7 @@ from jiio.app import (
     commands_vae,
 )
 from jiio.app.run_folder import UserError, write_json
+from jiio.app.team import launched, leads, speaks
 
 
 class Command(NamedTuple):
@@ -87,20 +88,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         prepare(options)
         result = command.run(options)
-        if options.json is not None:
+        if options.json is not None and leads():
             write_json(options.json, result)
     except UserError as error:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt as interrupt:
-        print(f"jiio: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        if speaks():
+            print(f"jiio: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 
 
 def prepare(options: commands.Common) -> None:
-    """Set the threads; `UserError` for a number of threads or a device that this machine has not."""
+    """Set the threads; `UserError` for a number of threads or a device that this machine has not, and for several
+    processes where one does all."""
+    if launched() > 1 and not isinstance(options, commands.Train):
+        raise UserError("only trainings run in several processes: start this command without a launcher")
     if options.threads < 1:
         raise UserError(f"--threads must be at least 1, got {options.threads}")
     torch.set_num_threads(options.threads)
@@ -113,7 +118,8 @@ def prepare(options: commands.Common) -> None:
 
 
 def _refuse(sentence: str) -> int:
-    print(f"jiio: {' '.join(sentence.split())}", file=sys.stderr)
+    if speaks():
+        print(f"jiio: {' '.join(sentence.split())}", file=sys.stderr)
     return 2
 
 

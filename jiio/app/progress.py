@@ -17,15 +17,18 @@ def steps_bar(figures: Iterable[dict[str, float]], *, total: int, label: str, do
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[state]}"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[clock]}"),
     )
-    with Progress(*columns, console=console) as progress, closing(iter(figures)) as steps:  # pyright: ignore
-        task = progress.add_task(label, total=total, completed=done, state="")
+    # a step may take longer than the half minute from which rich takes the speed otherwise
+    with Progress(*columns, console=console, speed_estimate_period=600) as progress, closing(iter(figures)) as steps:  # pyright: ignore
+        task = progress.add_task(label, total=total, completed=done, state="", clock="left")
         for now in steps:
             lag = max(now.get("residual_z", 0.0), now.get("residual_mu", 0.0))
             quality = f"{now['psnr']:.1f} dB" if "psnr" in now else f"{100 * now['accuracy']:.0f} %"
             state = f"loss {now['loss']:.3f}  {quality}  lag {lag:.0e}"
             progress.update(task, advance=1, state=state)
+        progress.update(task, clock="in all")
 
 
 @contextmanager

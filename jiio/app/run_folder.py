@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import os
@@ -13,7 +15,7 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import nn
 
 from jiio.load import CONFIG, WEIGHTS, load_weights
@@ -35,6 +37,18 @@ def user_input() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What stops files from being written (a full disk, a missing right), as a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"can't write to {folder}: {error.strerror or error}; what was saved there before is intact: make room, then "
+            "the same command with --resume goes on"
+        ) from error
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of a run below `path`."""
@@ -51,8 +65,9 @@ class RunFolder:
         if existing == "refuse" and file.is_file():
             raise UserError(f"{self.path} holds a run already: --resume goes on with it, --overwrite deletes it")
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for old in [*self.path.glob("checkpoints/*"), *self.path.glob("*.jsonl"), *self.path.glob(WEIGHTS)]:
-            old.unlink()
+        for pattern in ("checkpoints/*", "tensorboard/*", "samples-*.png", "*.jsonl", WEIGHTS):
+            for old in self.path.glob(pattern):
+                old.unlink()
         self.write_json(CONFIG, config)
 
     def _check_same(self, config: dict[str, Any]) -> None:
@@ -73,9 +88,10 @@ class RunFolder:
 
     def log(self, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
 
     def rewind_log(self, step: int) -> None:
         """Drop lines beyond `step`: they will be written again after resuming there."""
@@ -88,16 +104,20 @@ class RunFolder:
         replace_text(file, "".join(line + "\n" for line in lines))
 
     def save_checkpoint(self, step: int, model: nn.Module, state: dict[str, Any]) -> None:
-        """Weights as safetensors and the rest of the training state beside them, each moved into place when whole."""
+        """Weights as safetensors and, before them, the rest of the training state with a checksum of both."""
         folder = self.path / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"{step:08d}"
-        torch.save(state, folder / f"{name}.tmp")
-        os.replace(folder / f"{name}.tmp", folder / f"{name}.state")
-        save_weights(model, folder / f"{name}.safetensors")
-        for old in sorted(folder.glob("*.safetensors"))[:-KEPT]:
-            old.unlink()
-            old.with_suffix(".state").unlink(missing_ok=True)
+        weights, buffer = serialized(model), io.BytesIO()
+        torch.save(state, buffer)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / f"{step:08d}.safetensors"
+            try:
+                replace_bytes(file.with_suffix(".state"), checksum(weights, buffer.getvalue()) + buffer.getvalue())
+                replace_bytes(file, weights)
+            finally:
+                kept = {whole.stem for whole in sorted(folder.glob("*.safetensors"))[-KEPT:]}
+                for other in [path for path in folder.iterdir() if path.stem not in kept]:
+                    other.unlink()
 
     def load_checkpoint(self, model: nn.Module) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest readable training state, its weights put into `model`, and what was wrong with newer ones.
@@ -108,7 +128,7 @@ class RunFolder:
         for weights in sorted((self.path / "checkpoints").glob("*.safetensors"), reverse=True):
             try:
                 # the state first: weights without it must not get into the model
-                state = torch.load(weights.with_suffix(".state"), weights_only=True)
+                state = _read_state(weights)
                 load_weights(model, weights)
                 return state, problems
             except (ValueError, OSError, EOFError, RuntimeError, UnpicklingError) as error:
@@ -119,22 +139,58 @@ class RunFolder:
 
     def save_weights(self, model: nn.Module) -> None:
         """The final weights."""
-        save_weights(model, self.path / WEIGHTS)
+        with writing(self.path):
+            replace_bytes(self.path / WEIGHTS, serialized(model))
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Safetensors, moved into place when whole."""
-    temporary = path.with_suffix(".part")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
-    os.replace(temporary, path)
+def _read_state(weights: Path) -> dict[str, Any]:
+    """The training state beside some weights; `ValueError` where either is not what was saved."""
+    stored = weights.with_suffix(".state").read_bytes()
+    found, content = stored[:CHECKSUM], stored[CHECKSUM:]
+    if found != checksum(weights.read_bytes(), content):
+        raise ValueError("damaged or cut off: its checksum is wrong")
+    return torch.load(io.BytesIO(content), weights_only=True)
+
+
+CHECKSUM = 32  # bytes
+
+
+def checksum(*contents: bytes) -> bytes:
+    """SHA-256 of some contents, one after the other."""
+    found = hashlib.sha256()
+    for content in contents:
+        found.update(content)
+    return found.digest()
+
+
+def serialized(model: nn.Module) -> bytes:
+    """The weights as safetensors."""
+    return serialize({name: value.contiguous() for name, value in model.state_dict().items()})
+
+
+def replace_bytes(path: Path, content: bytes) -> Path:
+    """Write a file whole or not at all: its content is on the disk before it takes the name."""
+    temporary = path.with_suffix(path.suffix + ".part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # elsewhere a folder can't be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    return path
 
 
 def replace_text(path: Path, text: str) -> Path:
     """Write a text file whole or not at all."""
-    temporary = path.with_suffix(path.suffix + ".part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-    return path
+    return replace_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> Path:

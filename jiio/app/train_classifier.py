@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jiio.app.run_folder import UserError, user_input
+from jiio.app.team import Team
 from jiio.app.training import Order, descend, learning_rate
 from jiio.data import load_images, load_labels
 from jiio.models import ClassifierConfig, classifier
@@ -66,13 +67,13 @@ class Trainer:
     """The state of a training: `step` optimiser steps done."""
 
     def __init__(
-        self, images: Tensor, labels: Tensor, config: ClassifierConfig, training: Training, *, device: str = "cpu"
+        self, images: Tensor, labels: Tensor, config: ClassifierConfig, training: Training, *, team: Team = Team()
     ):
         if len(images) < training.batch:
             raise UserError(f"{len(images)} training images are fewer than a batch of {training.batch}")
-        self.images, self.labels, self.training, self.device = images, labels, training, device
+        self.images, self.labels, self.training, self.team, self.device = images, labels, training, team, team.device
         torch.manual_seed(training.seed)
-        self.model = classifier(config).to(device)
+        self.model = classifier(config).to(self.device)
         self.model.on_failure = "ignore"
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
         self.order = Order(len(images), training.batch, training.seed)
@@ -86,44 +87,51 @@ class Trainer:
     def advance(self) -> dict[str, float]:
         """One optimiser step."""
         training, rows = self.training, self.order.rows(self.step)
-        images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
-        if training.flip:
-            images = self.augmented(images)
-        loss, figures = self.loss(images, labels)
         share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
-        norm = descend(self.optimizer, loss, rate=training.learning_rate * share, clip=training.clip)
+        found, norm = descend(
+            self.optimizer, lambda places: self.part(rows, places), batch=len(rows), team=self.team,
+            rate=training.learning_rate * share, clip=training.clip,
+        )  # fmt: skip
+        figures = {name: float(found[name].mean()) for name in ("loss", "accuracy", "f", "vjp") if name in found}
+        if "residual" in found:
+            residual = found["residual"].median(0).values.tolist()
+            figures |= dict(zip(("residual_z", "residual_mu", "residual_x"), residual, strict=True))
+            figures["radius"] = self.radius
         self.step += 1
-        return {"step": self.step, "loss": float(loss.detach()), "gradient_norm": float(norm)} | figures
+        return {"step": self.step, "gradient_norm": float(norm)} | figures
 
-    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The training loss, and what tells whether its solve is healthy."""
+    @property
+    def radius(self) -> float:
+        """Of this step's attack."""
+        return self.training.radius * min(1.0, (self.step + 1) / (RAMP * self.training.steps))
+
+    def part(self, rows: Tensor, places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the images at some places of the batch `rows`, and what tells whether their solves are healthy."""
         training = self.training
+        images, labels = self.images[rows[places]].to(self.device), self.labels[rows[places]].to(self.device)
+        if training.flip:
+            images = self.augmented(images, places, len(rows))
         if training.attack == "none":
             logits = self.model(images)
-            accuracy = (logits.argmax(1) == labels).float().mean()
-            return F.cross_entropy(logits, labels), {"accuracy": float(accuracy)}
-        radius = training.radius * min(1.0, (self.step + 1) / (RAMP * training.steps))
+            return F.cross_entropy(logits, labels), {"accuracy": (logits.argmax(1) == labels).float()}
         adversarial = AdversarialLoss(
-            self.model, Threat(training.norm, radius), method=method(training), clean=training.clean
+            self.model, Threat(training.norm, self.radius), method=method(training), clean=training.clean
         )
         loss, solution = adversarial(images, labels)
         with torch.no_grad():
             prediction = self.model.readout()(solution.value.z).argmax(1)
-        residual = solution.residual.median(0).values
+        each = torch.ones(len(images), device=images.device) / len(images)
         return loss, {
-            "accuracy": float((prediction == labels).float().mean()),
-            "radius": radius,
-            "residual_z": float(residual[0]),
-            "residual_mu": float(residual[1]),
-            "residual_x": float(residual[2]),
-            "f": solution.work.f / len(images),
-            "vjp": solution.work.vjp / len(images),
+            "accuracy": (prediction == labels).float(),
+            "residual": solution.residual,
+            "f": solution.work.f * each,
+            "vjp": solution.work.vjp * each,
         }
 
-    def augmented(self, images: Tensor) -> Tensor:
-        """Mirrored and shifted at random, by seed and step alone."""
+    def augmented(self, images: Tensor, places: Tensor, batch: int) -> Tensor:
+        """Mirrored and shifted at random, by seed, step and place in the batch alone."""
         generator = torch.Generator().manual_seed(self.training.seed * 100003 + self.step)
-        mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+        mirrored = (torch.rand(batch, generator=generator) < 0.5)[places].to(images.device)
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
         down, right = torch.randint(0, 5, (2,), generator=generator).tolist()
         padded = F.pad(images, (2, 2, 2, 2), mode="reflect")
@@ -150,7 +158,7 @@ def method(training: Training) -> Method:
 
 
 def make_trainer(
-    data: str, training: Training, *, data_dir: str | None = None, cell: str = "well_posed", device: str = "cpu"
+    data: str, training: Training, *, data_dir: str | None = None, cell: str = "well_posed", team: Team = Team()
 ) -> tuple[Trainer, dict[str, Any]]:
     """The trainer of a command's options, and the configuration that rebuilds it."""
     with user_input():
@@ -158,7 +166,7 @@ def make_trainer(
     shape = (images.shape[1], images.shape[2], images.shape[3])
     config = default_config(shape, int(labels.max()) + 1, cell=cell)
     saved = {"task": "classification", "data": data, "model": config.to_dict(), "training": asdict(training)}
-    return Trainer(images, labels, config, training, device=device), saved
+    return Trainer(images, labels, config, training, team=team), saved
 
 
 def default_folder(data: str, seed: int) -> Path:

@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 
 from jiio.app.run_folder import UserError, user_input
+from jiio.app.team import Team
 from jiio.app.training import Order, descend, learning_rate
 from jiio.data import load_images
 from jiio.models import GeneratorConfig, generator
 from jiio.regularize import jacobian_penalty
 from jiio.tasks.generation import PRIOR, GenerationLoss
-from jiio.tasks.image_rule import TangentStatistics, keep, tangent_statistics
+from jiio.tasks.image_rule import TangentStatistics, keep, tangents
 from jiio.tasks.latent_fit import Ridge, fit_latents
 from jiio.tasks.metrics import decibel
 
 Preset = Literal["small", "full"]
 FULL_CHANNELS = (32, 64, 128, 256)  # of the four scales of the JIIO paper's networks for CIFAR-10 and CelebA
 FULL_SIDE = 32  # of the finest scale
+Precision = Literal["32", "bf16"]
+COMPUTED_IN: dict[Precision, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Training:
     images: training images used, chosen by the seed; 0 for all. A few thousand, met several times, let every inner solve
     start at the image's last latent.
     steps: optimiser steps.  batch: images a step.  joint_steps: of the inner solve of a batch.  rate: of its input step.
-    jacobian: weight of the Jacobian penalty, for cells that are not well posed.
+    jacobian: weight of the Jacobian penalty, for cells that are not well posed.  precision: of the cell, in which bf16 is
+    bfloat16; all else is done in float32.
     """
 
     images: int = 16384
@@ -45,6 +49,7 @@ class Training:
     clip: float = 20.0
     jacobian: float = 0.0
     refresh_every: int = 8
+    precision: Precision = "32"
     seed: int = 0
 
 
@@ -76,28 +81,35 @@ def default_config(
 
 class Trainer:
     """The state of a training: `step` optimiser steps done, the last latents of every image. Images and latents stay on
-    the CPU, a batch at a time goes to the device."""
+    the CPU, a batch at a time goes to the device.
 
-    def __init__(self, images: Tensor, config: GeneratorConfig, training: Training, *, device: str = "cpu"):
+    Every process of the team holds all latents and statistics: each solves its share of a batch, and what was found of
+    the whole batch enters them in all processes alike."""
+
+    def __init__(self, images: Tensor, config: GeneratorConfig, training: Training, *, team: Team = Team()):
         if training.images:
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(training.seed))
             images = images[order[: training.images]]
         if len(images) < training.batch:
             raise UserError(f"{len(images)} training images are fewer than a batch of {training.batch}")
-        self.images, self.training, self.device = images, training, device
+        self.images, self.training, self.team, self.device = images, training, team, team.device
         torch.manual_seed(training.seed)
         self.model = generator(config)
         self.model.calibrate(images)
-        self.model.to(device)
+        self.model.to(self.device)
         self.loss = GenerationLoss(
-            self.model, prior=training.prior, joint_steps=training.joint_steps, rate=training.rate
+            self.model,
+            prior=training.prior,
+            joint_steps=training.joint_steps,
+            rate=training.rate,
+            compute_dtype=COMPUTED_IN[training.precision],
         )
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
         self.latents = torch.zeros(len(images), config.latent)
         self.encoder = Ridge(len(self.model.encoder) + config.latent, config.latent, decay=ENCODER_DECAY)
         self.guess = torch.zeros(len(self.encoder.square), config.latent)
         seeded = torch.Generator().manual_seed(training.seed)
-        self.recent = torch.randn(REFRESH_IMAGES, config.latent, generator=seeded).to(device)
+        self.recent = torch.randn(REFRESH_IMAGES, config.latent, generator=seeded).to(self.device)
         self.statistics: TangentStatistics | None = None
         self.step = 0
         self.order = Order(len(images), training.batch, training.seed)
@@ -114,53 +126,79 @@ class Trainer:
     def advance(self) -> dict[str, float]:
         """One optimiser step; the figures that tell whether training is healthy."""
         training, rows = self.training, self.rows()
-        images = self.images[rows].to(self.device)
         if self.step % training.refresh_every == 0:
             self.refresh()
         if self.step >= (1 - FINAL_SHARE) * training.steps:
             self.loss.joint_steps = max(training.joint_steps, FINAL_STEPS)
-        # an image's last latent belongs to weights that have moved on: where it would be now is a linear guess from it and
-        # the image (started at the last latents themselves, the loss of MNIST's second epoch doubled)
-        last = self.latents[rows].to(self.device)
-        seen = torch.cat((self.model.features(images), last), dim=1)
-        loss, solution = self.loss(images, seen @ self.guess)
-        if training.jacobian:
-            loss = loss + training.jacobian * self.penalty(solution.value)
         share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
-        norm = descend(self.optimizer, loss, rate=training.learning_rate * share, clip=training.clip)
-        x = solution.value.x
+        found, norm = descend(
+            self.optimizer, lambda places: self.part(rows, places), batch=len(rows), team=self.team,
+            rate=training.learning_rate * share, clip=training.clip,
+        )  # fmt: skip
+        x, residual = found["x"], found["residual"].median(0).values
         self.latents[rows] = x.cpu()
         self.recent = x[:REFRESH_IMAGES]
-        self.encoder.add(seen, x)
+        self.encoder.add(found["seen"], x)
         self.step += 1
-        residual = solution.residual.median(0).values
-        prior = 0.5 * training.prior * x.square().sum(1)
         return {
             "step": self.step,
-            "loss": float(loss.detach()),
-            "psnr": decibel(max(float(2 * (solution.cost - prior).mean()) / images[0].numel(), 1e-12)),
+            "loss": float(found["loss"].mean()),
+            "psnr": decibel(max(float(found["error"].mean()), 1e-12)),
             "residual_z": float(residual[0]),
             "residual_mu": float(residual[1]),
             "residual_x": float(residual[2]),
-            "converged": float(solution.converged.float().mean()),
+            "converged": float(found["converged"].mean()),
             "tangent": float(torch.linalg.matrix_norm(self.model.tangent, 2)),
             "latent_norm": float(x.norm(dim=1).mean()),
             "gradient_norm": float(norm),
         }
 
+    def part(self, rows: Tensor, places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the images at some places of the batch `rows`, and what was found of each of them."""
+        images, seen = self.seen(rows[places])
+        loss, solution = self.loss(images, seen @ self.guess)
+        if self.training.jacobian:
+            loss = loss + self.training.jacobian * self.penalty(solution.value, places, len(rows))
+        x = solution.value.x
+        squares = 2 * (solution.cost - 0.5 * self.training.prior * x.square().sum(1))
+        return loss, {
+            "x": x,
+            "seen": seen,
+            "error": squares / images[0].numel(),
+            "residual": solution.residual,
+            "converged": solution.converged.float(),
+        }
+
+    def seen(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images, and what their first latents are guessed from: the images and the last latents.
+
+        An image's last latent belongs to weights that have moved on: where it would be now is a linear guess from both
+        (started at the last latents themselves, the loss of MNIST's second epoch doubled).
+        """
+        images, last = self.images[rows].to(self.device), self.latents[rows].to(self.device)
+        return images, torch.cat((self.model.features(images), last), dim=1)
+
     def refresh(self) -> None:
         """Refit the linear guess, and the tangents at the latents of the last batch; random ones at first."""
         if self.step > 0:
             self.guess = self.encoder.solve().to(self.device)
-        found = tangent_statistics(self.model, self.recent)
+        if len(self.recent) % self.team.size:
+            found = TangentStatistics.of(*tangents(self.model, self.recent))
+        else:
+            mine = tangents(self.model, self.team.share(self.recent))
+            found = TangentStatistics.of(*(self.team.gather(part) for part in mine))
         self.statistics = found if self.statistics is None else self.statistics.mixed(found, REFRESH_WEIGHT)
         keep(self.model, self.statistics)
 
-    def penalty(self, state: Any) -> Tensor:
+    def penalty(self, state: Any, places: Tensor, batch: int) -> Tensor:
         """Jacobian penalty at the solution, z held fixed: a surrogate (docs/method.md)."""
         f = self.model.cell()
-        probe = torch.Generator().manual_seed(self.step)
-        return jacobian_penalty(lambda z: f(z, state.x), state.z, generator=probe).mean()
+        generator = torch.Generator().manual_seed(self.step)
+
+        def draw(like: Tensor) -> Tensor:  # for the whole batch, so that a sample's does not depend on how it is split
+            return torch.randn(batch, *like.shape[1:], generator=generator)[places].to(like)
+
+        return jacobian_penalty(lambda z: f(z, state.x), state.z, draw=draw).mean()
 
     def finish(self) -> None:
         """Fit what restoration needs: average curvature, the density of the latents, the residual variance of a pixel."""
@@ -210,7 +248,7 @@ def make_trainer(
     cell: str = "well_posed",
     preset: Preset = "small",
     size: int | None = None,
-    device: str = "cpu",
+    team: Team = Team(),
 ) -> tuple[Trainer, dict[str, Any]]:
     """The trainer of a command's options, and the configuration that rebuilds it."""
     with user_input():
@@ -224,7 +262,7 @@ def make_trainer(
         "model": config.to_dict(),
         "training": asdict(training),
     }
-    return Trainer(images, config, training, device=device), saved
+    return Trainer(images, config, training, team=team), saved
 
 
 def default_folder(data: str, seed: int, *, task: str = "generation") -> Path:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jiio.app.run_folder import user_input
+from jiio.app.team import Team
 from jiio.app.training import descend, learning_rate
 from jiio.data import load_characters
 from jiio.data.episodes import Episodes
@@ -53,14 +54,14 @@ class Training:
 class Trainer:
     """The state of a training: `step` optimiser steps done."""
 
-    def __init__(self, characters: Tensor, config: ContextConfig, training: Training, *, device: str = "cpu"):
-        self.training, self.device = training, device
+    def __init__(self, characters: Tensor, config: ContextConfig, training: Training, *, team: Team = Team()):
+        self.training, self.team, self.device = training, team, team.device
         with user_input():
             self.episodes = Episodes(
                 characters, training.train_ways, training.shots, training.queries, turned=True, seed=training.seed
             )
         torch.manual_seed(training.seed)
-        self.model = context_classifier(config).to(device)
+        self.model = context_classifier(config).to(self.device)
         self.loss = self._loss()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
         self.step = 0
@@ -95,30 +96,42 @@ class Trainer:
         training, episode = self.training, self.episode()
         if self.step % training.refresh_every == 0 and training.adaptation != "none":
             self.refresh(episode)
-        loss, logits, solution = self.loss(episode)
         share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
-        norm = descend(self.optimizer, loss, rate=training.learning_rate * share, clip=training.clip)
+        found, norm = descend(
+            self.optimizer, lambda places: self.part(episode, places), batch=training.tasks, team=self.team,
+            rate=training.learning_rate * share, clip=training.clip,
+        )  # fmt: skip
         self.step += 1
-        residual = solution.residual.median(0).values
+        residual = found.pop("residual").median(0).values
         return {
             "step": self.step,
-            "loss": float(loss.detach()),
-            "accuracy": float((logits.argmax(2) == episode.query_labels).float().mean()),
-            "support": float(solution.cost.mean()),
             "residual_z": float(residual[0]),
             "residual_mu": float(residual[1]),
             "residual_x": float(residual[2]),
-            "converged": float(solution.converged.float().mean()),
             "curvature": float(self.model.curvature),
-            "vector": float(solution.value.x.norm(dim=1).mean()),
             "gradient_norm": float(norm),
+        } | {name: float(values.mean()) for name, values in found.items()}
+
+    def part(self, episode: Episode, places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of some of the tasks, and what was found of each of them."""
+        tasks = chosen(episode, places)
+        loss, logits, solution = self.loss(tasks)
+        return loss, {
+            "accuracy": (logits.argmax(2) == tasks.query_labels).float().mean(1),
+            "support": solution.cost,
+            "residual": solution.residual,
+            "converged": solution.converged.float(),
+            "vector": solution.value.x.norm(dim=1),
         }
 
     def refresh(self, episode: Episode) -> None:
         """Measure the curvature that the adaptation's steps go by: the largest of late is kept, slowly forgotten."""
-        found = measured_curvature(
-            self.model, episode.support, episode.support_labels, episode.ways, prior=self.training.prior
-        )
+        parts = [chosen(episode, places) for places in self.team.parts(self.training.tasks)]
+        curvatures = [
+            measured_curvature(self.model, tasks.support, tasks.support_labels, tasks.ways, prior=self.training.prior)
+            for tasks in parts
+        ]
+        found = self.team.gather(torch.stack(curvatures)).amax()
         self.model.curvature.copy_(torch.maximum(found, FORGET * self.model.curvature) if self.step else found)
 
     def finish(self) -> None:
@@ -138,6 +151,12 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+def chosen(episode: Episode, places: Tensor) -> Episode:
+    """Some of the tasks."""
+    support, labels, query, answers, ways = episode
+    return Episode(support[places], labels[places], query[places], answers[places], ways)
+
+
 FORGET = 0.8
 FINISH_TASKS = 32
 
@@ -153,14 +172,14 @@ def default_config(shape: tuple[int, int, int], *, cell: str = "well_posed") -> 
 
 
 def make_trainer(
-    data: str, training: Training, *, data_dir: str | None = None, cell: str = "well_posed", device: str = "cpu"
+    data: str, training: Training, *, data_dir: str | None = None, cell: str = "well_posed", team: Team = Team()
 ) -> tuple[Trainer, dict[str, Any]]:
     """The trainer of a command's options, and the configuration that rebuilds it."""
     with user_input():
         characters = load_characters(data, "train", root=data_dir, division=training.division)
     config = default_config((characters.shape[2], characters.shape[3], characters.shape[4]), cell=cell)
     saved = {"task": "meta", "data": data, "model": config.to_dict(), "training": asdict(training)}
-    return Trainer(characters, config, training, device=device), saved
+    return Trainer(characters, config, training, team=team), saved
 
 
 def default_folder(data: str, ways: int, shots: int, seed: int) -> Path:

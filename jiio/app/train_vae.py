@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jiio.app.run_folder import UserError, user_input
+from jiio.app.team import Team
 from jiio.app.train_generation import FITTED_IMAGES, Preset, default_config
 from jiio.app.training import Order, descend, learning_rate
 from jiio.data import load_images
@@ -42,19 +43,23 @@ class Training:
 class Trainer:
     """The state of a training: `step` optimiser steps done. Images stay on the CPU, a batch at a time goes to the device."""
 
-    def __init__(self, images: Tensor, config: VAEConfig, training: Training, *, device: str = "cpu"):
+    def __init__(self, images: Tensor, config: VAEConfig, training: Training, *, team: Team = Team()):
         if training.images:
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(training.seed))
             images = images[order[: training.images]]
         if len(images) < training.batch:
             raise UserError(f"{len(images)} training images are fewer than a batch of {training.batch}")
-        self.images, self.training, self.device = images, training, device
+        if team.size * team.accumulate > 1:
+            raise UserError(
+                "a VAE's pixel variance belongs to a whole batch: train it in one process, without --accumulate"
+            )
+        self.images, self.training, self.team, self.device = images, training, team, team.device
         torch.manual_seed(training.seed)
         self.model = vae(config)
         self.model.encoder.network.on_failure = "ignore"
         self.model.encoder.network.tol = SOLVE_TOL
         self.model.generator.calibrate(images)
-        self.model.to(device)
+        self.model.to(self.device)
         self.loss = VAELoss(self.model, tol=SOLVE_TOL)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
         self.order = Order(len(images), training.batch, training.seed)
@@ -72,25 +77,39 @@ class Trainer:
     def advance(self) -> dict[str, float]:
         """One optimiser step; the figures that tell whether training is healthy."""
         training = self.training
-        images = self.images[self.order.rows(self.step)].to(self.device)
-        pixels = images[0].numel()
-        bound, parts = self.loss(images, generator=self.noise(self.step))
-        weight = min(1.0, (self.step + 1) / max(1.0, training.anneal * training.steps))
-        # nats a pixel: of the same size for images of any size
-        loss = (bound - (1 - weight) * parts.divergence) / pixels
-        if training.jacobian:
-            loss = loss + training.jacobian * self.penalty(parts.x, parts.solution.value)
         share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
-        norm = descend(self.optimizer, loss, rate=training.learning_rate * share, clip=training.clip)
+        found, norm = descend(
+            self.optimizer, self.part, batch=training.batch, team=self.team,
+            rate=training.learning_rate * share, clip=training.clip,
+        )  # fmt: skip
         self.step += 1
         return {
             "step": self.step,
-            "loss": float(bound.detach()),
-            "divergence": float(parts.divergence.detach()),
-            "psnr": decibel(float(parts.variance)),
-            "residual_z": float(parts.solution.residual.median()),
-            "converged": float(parts.solution.converged.float().mean()),
+            "loss": float(found["bound"].mean()),
+            "divergence": float(found["divergence"].mean()),
+            "psnr": decibel(float(found["variance"].mean())),
+            "residual_z": float(found["residual"].median()),
+            "converged": float(found["converged"].mean()),
             "gradient_norm": float(norm),
+        }
+
+    def part(self, places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the images at some places of this step's batch, all of them, and what was found of each."""
+        training = self.training
+        images = self.images[self.order.rows(self.step)[places]].to(self.device)
+        bound, parts = self.loss(images, generator=self.noise(self.step))
+        weight = min(1.0, (self.step + 1) / max(1.0, training.anneal * training.steps))
+        # nats a pixel: of the same size for images of any size
+        loss = (bound - (1 - weight) * parts.divergence) / images[0].numel()
+        if training.jacobian:
+            loss = loss + training.jacobian * self.penalty(parts.x, parts.solution.value)
+        each = torch.ones(len(images), device=images.device)
+        return loss, {
+            "bound": bound.detach() * each,
+            "divergence": parts.divergence.detach() * each,
+            "variance": parts.variance * each,
+            "residual": parts.solution.residual,
+            "converged": parts.solution.converged.float(),
         }
 
     def penalty(self, x: Tensor, z: Any) -> Tensor:
@@ -126,7 +145,7 @@ def make_trainer(
     cell: str = "well_posed",
     preset: Preset = "small",
     size: int | None = None,
-    device: str = "cpu",
+    team: Team = Team(),
 ) -> tuple[Trainer, dict[str, Any]]:
     """The trainer of a command's options, and the configuration that rebuilds it."""
     with user_input():
@@ -141,4 +160,4 @@ def make_trainer(
         "model": config.to_dict(),
         "training": asdict(training),
     }
-    return Trainer(images, config, training, device=device), saved
+    return Trainer(images, config, training, team=team), saved

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from jiio.app.interrupt import interrupt_waits
 from jiio.app.run_folder import RunFolder, UserError
+from jiio.app.team import Team
+
+Figures = dict[str, float]
 
 
 class Trainable(Protocol):
     """The state of a training that `run_training` carries on: `step` optimiser steps are done."""
 
     step: int
+    team: Team
 
     @property
     def steps(self) -> int:
@@ -69,30 +73,63 @@ def learning_rate(step: int, *, steps: int, warm_up: int) -> float:
     return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, *, rate: float, clip: float) -> Tensor:
-    """One optimiser step at `rate` on the gradient of `loss`, its norm clipped to `clip`; the norm before."""
+def descend(
+    optimizer: torch.optim.Optimizer,
+    part: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]],
+    *,
+    batch: int,
+    team: Team,
+    rate: float,
+    clip: float,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One optimiser step at `rate` on the mean loss of a batch, the gradient's norm clipped to `clip`.
+
+    part(places) gives the mean loss of the samples at some places of the batch, and what was found of each of them,
+    (samples, ...); it is called for every part of this process's share. Returned: what was found of the whole batch, with
+    its "loss", and the norm before clipping.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.zero_grad()
-    loss.backward()
+    found: list[dict[str, Tensor]] = []
+    parts = team.parts(batch)
+    for places in parts:
+        loss, values = part(places)
+        (loss / len(parts)).backward()
+        found.append(values | {"loss": loss.detach().expand(len(places))})
+    team.average_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-    return norm
+    return {name: team.gather(torch.cat([values[name] for values in found])) for name in found[0]}, norm
+
+
+class Watch(NamedTuple):
+    """What is to be done with the figures every so many steps."""
+
+    every: int
+    act: Callable[[Figures], object]
 
 
 def run_training(
-    folder: RunFolder, trainer: Trainable, *, checkpoint_every: int = 200, log_every: int = 10
-) -> Iterator[dict[str, float]]:
+    folder: RunFolder,
+    trainer: Trainable,
+    *,
+    checkpoint_every: int = 200,
+    log_every: int = 10,
+    watches: Sequence[Watch] = (),
+) -> Iterator[Figures]:
     """Train to the end, yielding the figures of every step; checkpoints on the way and when interrupted.
 
-    An interrupt waits for the end of the step, so that what is saved is the state after a whole number of steps.
+    An interrupt waits for the end of the step, so that what is saved is the state after a whole number of steps. The
+    leading process alone writes and watches, and fits what the finished weights need.
     """
 
-    def save() -> None:
+    def save(figures: Figures) -> None:
         folder.save_checkpoint(trainer.step, trainer.model, trainer.state())
 
-    began = time.perf_counter()
+    watches = [Watch(log_every, folder.log), Watch(checkpoint_every, save), *watches]
+    team, began = trainer.team, time.perf_counter()
     with interrupt_waits() as interrupted:
         while trainer.step < trainer.steps:
             figures = trainer.advance() | {"seconds": time.perf_counter() - began}
@@ -101,34 +138,50 @@ def run_training(
                     f"the loss is {figures['loss']} after {trainer.step} steps: lower --learning-rate; {folder.path} keeps "
                     "the last checkpoint"
                 )
-            if trainer.step % log_every == 0 or trainer.step == 1:
-                folder.log(figures)
-            if trainer.step % checkpoint_every == 0:
-                save()
+            due = watches[:1] if trainer.step == 1 and log_every > 1 else []
+            due += [watch for watch in watches if trainer.step % watch.every == 0]
+            if due:
+                team.first(lambda due=due, figures=figures: _act(due, figures))
             try:
                 yield figures
             except GeneratorExit:
-                save()
+                if team.leads:
+                    save(figures)
                 raise
-            if interrupted():
-                save()
+            if team.any(interrupted()):
+                team.first(lambda figures=figures: save(figures))
                 raise KeyboardInterrupt(
                     f"interrupted after {trainer.step} steps: the same command with --resume goes on"
                 )
-    trainer.finish()
-    save()
-    folder.save_weights(trainer.model)
+    if team.leads:
+        # before the last fit, which takes long, and not after it: a checkpoint is never written over by another one
+        save({})
+        trainer.finish()
+        folder.save_weights(trainer.model)
+
+
+def _act(watches: Sequence[Watch], figures: Figures) -> None:
+    for watch in watches:
+        watch.act(figures)
 
 
 def open_run(
     folder: RunFolder, trainer: Trainable, config: dict[str, Any], *, resume: bool, overwrite: bool
 ) -> list[str]:
     """Make the run's folder, or take up its last checkpoint; what was wrong with checkpoints that had to be skipped."""
-    folder.create(config, existing="resume" if resume else "replace" if overwrite else "refuse")
+    team = trainer.team
+    existing = "resume" if resume else "replace" if overwrite else "refuse"
+    team.first(lambda: folder.create(config, existing=existing))
     if not resume:
         return []
-    state, problems = folder.load_checkpoint(trainer.model)
+    weights, state, problems = team.first(lambda: _checkpoint(folder, trainer.model))
+    trainer.model.load_state_dict(weights)
     if state is not None:
         trainer.restore(state)
-    folder.rewind_log(trainer.step)
+    team.first(lambda: folder.rewind_log(trainer.step))
     return problems
+
+
+def _checkpoint(folder: RunFolder, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any] | None, list[str]]:
+    state, problems = folder.load_checkpoint(model)
+    return {name: value.cpu() for name, value in model.state_dict().items()}, state, problems

@@ -11,6 +11,7 @@ which is v times the negative log posterior, so that it goes over into the train
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -40,13 +41,19 @@ ROUGH_STEPS, ROUGH_TOL = 30, 0.1
 Gradient = Literal["exact", "first_order"]
 
 
-def reconstruction(model: LatentModel, images: Tensor, *, prior: float = PRIOR) -> Problem:
+def reconstruction(
+    model: LatentModel, images: Tensor, *, prior: float = PRIOR, compute_dtype: torch.dtype | None = None
+) -> Problem:
     """Fit latents to `images` (batch, channels, height, width) in [0, 1].
+
+    compute_dtype: of the cell's evaluations (bfloat16, say), where it is not that of the iteration.
 
     Binds the model's weights: with graph where gradients are enabled, so that the same problem serves the solve and the
     loss; under `no_grad` for a solve alone.
     """
     f, readout = model.cell(), model.decoder()
+    if compute_dtype is not None:
+        f = _computed_in(compute_dtype, f)
 
     def cell(z: Any, x: Tensor, target: Tensor) -> Any:
         return f(z, x)
@@ -54,7 +61,7 @@ def reconstruction(model: LatentModel, images: Tensor, *, prior: float = PRIOR) 
     def cost(z: Any, x: Tensor, target: Tensor) -> Tensor:
         return 0.5 * _squares(readout(z) - target) + 0.5 * prior * _squares(x)
 
-    return Problem(cell, cost, context=(images,))
+    return Problem(cell, cost, context=(images,), compute_dtype=compute_dtype)
 
 
 def restoration(model: LatentModel, measurement: Measurement, prior: LatentDensity | None = None) -> Problem:
@@ -189,16 +196,20 @@ def restoration_start(model: LatentModel, measurement: Measurement) -> Solution[
 class GenerationLoss(nn.Module):
     """forward(images, latent) -> (loss, solution): a joint solve, then the envelope gradient (no further solve)."""
 
-    def __init__(self, model: LatentModel, *, prior: float = PRIOR, joint_steps: int = 25, rate: float = RATE):
+    def __init__(
+        self, model: LatentModel, *, prior: float = PRIOR, joint_steps: int = 25, rate: float = RATE,
+        compute_dtype: torch.dtype | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.model: LatentModel = model
         self.prior, self.joint_steps, self.rate = prior, joint_steps, rate
+        self.compute_dtype = compute_dtype
 
     def forward(self, images: Tensor, latent: Tensor | None = None) -> tuple[Tensor, Solution[State]]:
         """The mean optimal cost of the batch, and the solve behind it, whose status the training logs; from the model's
         guess or from `latent`."""
         latent = self.model.guess(images) if latent is None else latent
-        problem = reconstruction(self.model, images, prior=self.prior)
+        problem = reconstruction(self.model, images, prior=self.prior, compute_dtype=self.compute_dtype)
         solution = solve(
             problem,
             start(self.model, len(images), latent=latent),
@@ -257,3 +268,13 @@ class DamagedLoss(nn.Module):
 
 def _squares(value: Tensor) -> Tensor:
     return value.square().flatten(1).sum(1)
+
+
+def _computed_in(dtype: torch.dtype, f: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
+    """A cell whose weights, bound in float32, are cast where they meet z and x of `dtype`."""
+
+    def low(z: Any, x: Tensor) -> Any:
+        with torch.autocast(x.device.type, dtype):
+            return f(z, x)
+
+    return low

@@ -88,6 +88,13 @@ class TangentStatistics(NamedTuple):
     total: Tensor
     share: Tensor
 
+    @classmethod
+    def of(cls, tangent: Tensor, weight: Tensor) -> TangentStatistics:
+        """Of t_p (n, pixels, latent) and w_p (n, pixels) at n latents."""
+        with torch.no_grad():
+            total = (tangent.mT @ (weight[:, :, None] * tangent)).mean(0) / weight.sum(1).mean()
+            return cls(tangent.mean(0), total, weight.mean(0) / weight.sum(1).mean())
+
     def mixed(self, new: TangentStatistics, weight: float) -> TangentStatistics:
         """Moving average. `total` keeps its size when the latent map turns under it, `tangent` shrinks: what it loses goes
         over into `spread`, so that steps on stale statistics are shorter, not longer."""
@@ -101,6 +108,11 @@ class TangentStatistics(NamedTuple):
 
 def tangent_statistics(model: LatentModel, latent: Tensor) -> TangentStatistics:
     """The statistics of `ImageRule` at some latents."""
+    return TangentStatistics.of(*tangents(model, latent))
+
+
+def tangents(model: LatentModel, latent: Tensor) -> tuple[Tensor, Tensor]:
+    """t_p (n, pixels, latent) and w_p (n, pixels) at the latents (n, latent)."""
     with torch.no_grad():
         f, linear = model.cell(), model.linear_decoder()
     problem = Problem(f, lambda z, x: x.square().sum(1))
@@ -116,10 +128,7 @@ def tangent_statistics(model: LatentModel, latent: Tensor) -> TangentStatistics:
         with torch.no_grad():
             parts.append(linear(tuple(dz)).flatten(1).view(len(x), size, -1).mT)
             weights.append(model.slope(model.readout(z)).flatten(1).square() + DAMPING)
-    with torch.no_grad():
-        tangents, weight = torch.cat(parts), torch.cat(weights)
-        total = (tangents.mT @ (weight[:, :, None] * tangents)).mean(0) / weight.sum(1).mean()
-        return TangentStatistics(tangents.mean(0), total, weight.mean(0) / weight.sum(1).mean())
+    return torch.cat(parts), torch.cat(weights)
 
 
 def keep(model: LatentModel, statistics: TangentStatistics) -> None:

@@ -120,6 +120,24 @@ def test_statistics_that_mix_lose_no_curvature() -> None:
     assert torch.allclose(mixed.spread(), found.total)
 
 
+def test_a_bfloat16_cell_gives_nearly_the_loss_and_gradient_of_a_float32_one() -> None:
+    model, batch, found = fitted(), images(), []
+    for dtype in (None, torch.bfloat16):
+        model.zero_grad()
+        loss, solution = GenerationLoss(model, joint_steps=40, compute_dtype=dtype)(batch)
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        assert gradient.dtype == solution.value.x.dtype == solution.value.z[0].dtype == torch.float32
+        found.append((float(loss.detach()), gradient))
+    (exact, wanted), (low, got) = found
+    assert low == pytest.approx(exact, rel=0.02) and low != exact
+    assert float(torch.cosine_similarity(wanted, got, dim=0)) > 0.98
+    problem = reconstruction(model, batch, compute_dtype=torch.bfloat16)
+    first = start(model, 6)
+    seen = problem.f(tuple(part.bfloat16() for part in first.z), first.x.bfloat16(), *problem.context)
+    assert all(part.dtype == torch.bfloat16 for part in seen)
+
+
 def test_equilibria_of_latents_do_not_depend_on_their_batch() -> None:
     model = fitted(torch.float64)
     x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
