@@ -45,7 +45,7 @@ class WithData(Common):
 
 
 @dataclass(frozen=True)
-class Train(WithData):
+class WithRun(WithData):
     """Options of every training."""
 
     output: Path | None = None
@@ -54,6 +54,12 @@ class Train(WithData):
     """Go on from the last checkpoint of the same command."""
     overwrite: bool = False
     """Delete the run that the folder holds already."""
+
+
+@dataclass(frozen=True)
+class Train(WithRun):
+    """Options of every training from the start."""
+
     cell: Literal["well_posed", "mdeq"] = "well_posed"
     """well_posed is a contraction by construction; mdeq is the paper's cell."""
 
@@ -144,7 +150,8 @@ class Restore(Common):
     images: Positional[tuple[Path, ...]]
     """Image files of the size the model was trained on."""
     damage: str | None = None
-    """Damage clean files first: hole, pixels, blur, downsample, or noise-0.2 (any level, on the scale [-1, 1])."""
+    """Damage clean files first: hole, pixels, blur, downsample, superresolution, or noise-0.2 (any level,
+    on the scale [-1, 1])."""
     mask: Path | None = None
     """For files that are damaged already: an image of the same size, white where pixels are known."""
     noise: float = 0.0
@@ -243,7 +250,7 @@ def sample(options: Sample) -> dict[str, Any]:
     return found
 
 
-def train(options: Train, trainer: Trainable, config: dict[str, Any], *, default: Path) -> dict[str, Any]:
+def train(options: WithRun, trainer: Trainable, config: dict[str, Any], *, default: Path) -> dict[str, Any]:
     """A training under a progress bar, from the start or from the run's last checkpoint."""
     from jiio.app.progress import steps_bar
 

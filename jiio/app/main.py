@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 import torch
 import tyro
 
-from jiio.app import commands, commands_bench, commands_classifier, commands_evaluate, commands_meta
+from jiio.app import (
+    commands,
+    commands_bench,
+    commands_classifier,
+    commands_evaluate,
+    commands_meta,
+    commands_restoration,
+)
 from jiio.app.run_folder import UserError, write_json
 
 
@@ -32,6 +39,11 @@ COMMANDS = {
     ),
     "train meta": Command(
         commands_meta.TrainMeta, commands_meta.train_meta, "train a classifier that adapts to few examples"
+    ),
+    "train restoration": Command(
+        commands_restoration.TrainRestoration,
+        commands_restoration.train_restoration,
+        "train a generator further through the restoration of a damage",
     ),
     "evaluate": Command(commands_evaluate.Evaluate, commands_evaluate.evaluate, "measure a model on test images"),
     "sample": Command(commands.Sample, commands.sample, "draw new images from a generator"),
