@@ -18,8 +18,8 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
     under a Gaussian window of 11x11 pixels and standard deviation 1.5, images reflected at their border, averaged over
     pixels and channels. `ValueError` for images with a side below 6 pixels.
 
-    The figures are those of torchmetrics, which a test compares with; torchmetrics itself imports torchvision wherever
-    that is installed, and so fails beside a torch that torchvision was not built for.
+    The figures are those of torchmetrics, which itself imports torchvision wherever that is installed, and so fails beside
+    a torch that torchvision was not built for.
 
     >>> ssim(torch.full((1, 1, 8, 8), 0.5), torch.full((1, 1, 8, 8), 0.5))
     tensor([1.])
