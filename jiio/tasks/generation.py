@@ -101,7 +101,8 @@ def row_square(measurement: Measurement) -> float:
     signs = torch.randint(0, 2, (ROW_PROBES, *measurement.image_shape), generator=generator) * 2.0 - 1
     # an operator that differs between samples is judged by its first
     parameters = tuple(part[:1].expand(ROW_PROBES, *part.shape[1:]) for part in measurement.parameters)
-    diagonal = measurement.operator.apply(signs.to(measurement.y), *parameters).square().mean(0)
+    with torch.no_grad():
+        diagonal = measurement.operator.apply(signs.to(measurement.y), *parameters).square().mean(0)
     return float(diagonal.sum() / (diagonal > 0).sum().clamp_min(1))
 
 

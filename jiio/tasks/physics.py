@@ -4,7 +4,7 @@ deepinv itself is not imported: any object with `A` and `A_adjoint` on batches o
 
     operator, sigma = from_physics(physics, image_shape)
     measurement = measure(operator, images, sigma=sigma)                   # damaged here
-    measurement = Measurement(operator, y, draw(len(y)), sigma, shape)     # or measured elsewhere: `measured_by`
+    measurement = measured_by(physics, y, image_shape)                     # or measured elsewhere
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def from_physics(physics: LinearPhysics, image_shape: Shape) -> tuple[Operator, 
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(PROBES, *image_shape, generator=generator).to(buffer)
     with torch.no_grad():
-        seen = physics.A(probes)
+        seen = _measured(physics, probes)
         _check(physics, probes, seen)
         ones = physics.A(torch.ones_like(probes))[0]
     sigma = _sigma(physics)
@@ -86,11 +86,19 @@ def measured_by(physics: LinearPhysics, y: Tensor, image_shape: Shape) -> Measur
     return Measurement(operator, y, parameters, sigma, image_shape)
 
 
+def _measured(physics: LinearPhysics, probes: Tensor) -> Tensor:
+    try:
+        return physics.A(probes)
+    except RuntimeError as error:  # torch's, of shapes that do not fit
+        shape = tuple(probes.shape[1:])
+        raise ValueError(f"{type(physics).__name__} does not measure images of shape {shape}: {error}") from error
+
+
 def _check(physics: LinearPhysics, probes: Tensor, seen: Tensor) -> None:
     name = type(physics).__name__
     if len(seen) != PROBES or seen.is_complex():
         raise ValueError(f"{name} must give a real measurement for each of {PROBES} images, got {tuple(seen.shape)}")
-    if not torch.allclose(physics.A(probes[:1]), seen[:1], rtol=1e-4, atol=1e-5):
+    if not torch.allclose(physics.A(probes.flip(0)), seen.flip(0), rtol=1e-4, atol=1e-5):
         raise ValueError(f"{name} measures every sample in its own way: make one physics for all samples")
     if not torch.allclose(physics.A(probes[:1] - 2 * probes[1:2]), seen[:1] - 2 * seen[1:2], rtol=1e-3, atol=1e-4):
         raise ValueError(f"{name} is not linear")
@@ -106,7 +114,7 @@ def _sigma(physics: Any) -> float:
     """The standard deviation of a physics object's noise, known by its class's name, for deepinv is not imported."""
     noise = getattr(physics, "noise_model", None)
     kind = type(noise).__name__
-    if noise is None or kind == "ZeroNoise" or not hasattr(noise, "forward"):
+    if noise is None or kind == "ZeroNoise":
         return 0.0
     if kind != "GaussianNoise":
         raise ValueError(f"the noise must be Gaussian, got {kind}: give the measurement and its sigma to Measurement")

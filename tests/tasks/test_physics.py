@@ -120,7 +120,8 @@ def test_objects_that_do_not_fit_are_refused() -> None:
         (plain(torch.square), "is not linear"),
         (plain(lambda x: x.flip(3), lambda y: y), "is not the adjoint"),
         (plain(lambda x: x.cfloat()), "must give a real measurement"),
-        (plain(lambda x: x * mask[: len(x)].roll(len(x), 0)), "every sample in its own way"),
+        (plain(lambda x: x * mask[: len(x)]), "every sample in its own way"),
+        (plain(lambda x: x @ torch.ones(4, 4)), r"does not measure images of shape \(1, 8, 8\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             from_physics(made, SHAPE)
