@@ -29,8 +29,8 @@ class Evaluate(WithData):
     """How good is a trained model on test images it has not seen?
 
     A generator: reconstruction and restoration, beside PCA and probabilistic PCA, PSNR and SSIM; Frechet distance of its
-    samples. A classifier: accuracy, clean and under
-    attack, by this project's attacks and by other people's. A model that adapts: accuracy on new tasks.
+    samples. A classifier: accuracy, clean and under attack, by this project's attacks and by other people's. A model that
+    adapts: accuracy on new tasks.
 
     Examples: jiio evaluate mnist-generator --data-dir DATA
               jiio evaluate mnist-generator --data-dir DATA --damages blur superresolution pixels
