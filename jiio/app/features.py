@@ -34,10 +34,10 @@ def features(given: str | None, data: str, *, device: str = "cpu") -> Features |
     if given is None:
         own = f"{data}-classifier"
         return _of_classifier(own, device) if own in packaged() else None
-    if ":" in given:
-        return Features(given, _of_function(given))
     if Path(given).is_file():
         return Features(Path(given).name, _of_file(Path(given), device))
+    if ":" in given:
+        return Features(given, _of_function(given))
     return _of_classifier(given, device)
 
 

@@ -79,8 +79,9 @@ def make(physics: Any, name: str) -> Any:
 
 @pytest.mark.parametrize("name", ["inpainting", "denoising", "blur", "blur_fft", "downsampling"])
 def test_what_a_physics_object_measured_is_restored(physics: Any, name: str) -> None:
-    model, made = fitted(), make(physics, name)
+    model = fitted()
     torch.manual_seed(0)
+    made = make(physics, name)
     with torch.no_grad():
         measurement = measured_by(made, made(images()), SHAPE)
     assert measurement.sigma == pytest.approx(0.02)
@@ -88,7 +89,8 @@ def test_what_a_physics_object_measured_is_restored(physics: Any, name: str) -> 
     assert bool(solution.converged.all())
     with torch.no_grad():
         seen = made.A(restored)
-    assert float((seen - measurement.y).square().mean()) < 0.5 * float((seen.mean() - measurement.y).square().mean())
+    other = measurement.y.roll(1, 0)
+    assert float((seen - measurement.y).square().mean()) < float((seen - other).square().mean())
     in_range, posterior = PPCA.fit(images(60), 3).restore(measurement)
     assert in_range.shape == posterior.shape == restored.shape
 
