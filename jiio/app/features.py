@@ -78,7 +78,7 @@ def _of_file(path: Path, device: str) -> Extractor:
     def extract(images: Tensor) -> Tensor:
         try:
             return _quietly(lambda: module(images))
-        except RuntimeError as error:
+        except (RuntimeError, torch.jit.Error) as error:
             shape = tuple(images.shape)
             raise UserError(
                 f"--features {path}: the network refuses images of shape {shape}; script one that resizes them itself"
