@@ -162,7 +162,8 @@ def evaluate_damage(
     """One damage on all images: PSNR and SSIM damaged, restored, of the baseline in range and of its posterior mean, share
     converged, evaluations, seconds. PSNR inside the hole for a hole."""
     operator, sigma = damage(name)
-    joint, sums = Figures(), dict.fromkeys(("damaged", "baseline", "baseline_posterior"), Quality())
+    joint = Figures()
+    sums = {key: Quality() for key in SHOWN if key != "restored"}
     for first in range(0, len(images), BATCH):
         batch = images[first : first + BATCH]
         measurement = measure(operator, batch, sigma=sigma, ids=range(first, first + len(batch)), seed=seed)

@@ -57,7 +57,7 @@ def _of_function(path: str) -> Extractor:
     module, _, name = path.partition(":")
     sys.path.insert(0, str(Path.cwd()))  # a file beside the user, as `python -m` would find it
     try:
-        found = getattr(importlib.import_module(module), name)
+        found: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"--features {path}: {error}") from error
     finally:
