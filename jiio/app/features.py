@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def _of_function(path: str) -> Extractor:
         sys.path.remove(str(Path.cwd()))
     if not callable(found):
         raise UserError(f"--features {path}: it is no function of images (batch, channels, height, width) in [0, 1]")
-    return found
+    return cast(Extractor, found)
 
 
 def _of_file(path: Path, device: str) -> Extractor:
