@@ -45,7 +45,7 @@ class WithData(Common):
 
 
 @dataclass(frozen=True)
-class Train(WithData):
+class WithRun(WithData):
     """Options of every training."""
 
     output: Path | None = None
@@ -54,14 +54,20 @@ class Train(WithData):
     """Go on from the last checkpoint of the same command."""
     overwrite: bool = False
     """Delete the run that the folder holds already."""
-    cell: Literal["well_posed", "mdeq"] = "well_posed"
-    """well_posed is a contraction by construction; mdeq is the paper's cell."""
     accumulate: int = 1
     """Parts in which each process computes its share of a step, one after the other, to save memory."""
     checkpoint_every: int = 200
     """Steps between checkpoints, of which the last two are kept."""
     tensorboard: bool = False
     """Also write the figures for TensorBoard (pip install 'jiio[tensorboard]')."""
+
+
+@dataclass(frozen=True)
+class Train(WithRun):
+    """Options of every training from the start."""
+
+    cell: Literal["well_posed", "mdeq"] = "well_posed"
+    """well_posed is a contraction by construction; mdeq is the paper's cell."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,8 @@ class Restore(Common):
     images: Positional[tuple[Path, ...]]
     """Image files of the size the model was trained on."""
     damage: str | None = None
-    """Damage clean files first: hole, pixels, blur, downsample, or noise-0.2 (any level, on the scale [-1, 1])."""
+    """Damage clean files first: hole, pixels, blur, downsample, superresolution, or noise-0.2 (any level,
+    on the scale [-1, 1])."""
     mask: Path | None = None
     """For files that are damaged already: an image of the same size, white where pixels are known."""
     noise: float = 0.0

@@ -11,11 +11,13 @@ import tyro
 
 from jiio.app.commands import SHOWN, WithData, characters_of, images_of, open_model, own_run
 from jiio.app.commands_classifier import labelled, threat_of, training_seconds
+from jiio.app.features import Features, features
 from jiio.app.progress import images_bar
-from jiio.app.run_folder import RunFolder, UserError
+from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.app.table import console
 from jiio.models import VAE, Classifier, ContextClassifier, Generator
 from jiio.tasks.generation import PRIOR
+from jiio.tasks.measurement import EVALUATED, damage
 
 Positional = tyro.conf.Positional
 
@@ -24,11 +26,13 @@ Positional = tyro.conf.Positional
 class Evaluate(WithData):
     """How good is a trained model on test images it has not seen?
 
-    A generator: reconstruction and restoration, beside PCA and probabilistic PCA. A VAE: the same, by its encoder and by
-    the search for latents that a generator gets. A classifier: accuracy, clean and under attack, by this project's attacks
-    and by other people's. A model that adapts: accuracy on new tasks.
+    A generator: reconstruction and restoration, beside PCA and probabilistic PCA, PSNR and SSIM; Frechet distance of its
+    samples. A VAE: the same images by its encoder and by the search for latents that a generator gets. A classifier:
+    accuracy, clean and under attack, by this project's attacks and by other people's. A model that adapts: accuracy on new
+    tasks.
 
     Examples: jiio evaluate mnist-generator --data-dir DATA
+              jiio evaluate mnist-generator --data-dir DATA --damages blur superresolution pixels
               jiio evaluate mnist-classifier --data-dir DATA --images 500
     """
 
@@ -38,6 +42,11 @@ class Evaluate(WithData):
     """Test images, chosen by a fixed seed; 0 for all."""
     draws: int = 3
     """Draws of every damage (generators and VAEs)."""
+    damages: tuple[str, ...] = EVALUATED
+    """Damages to restore (generators and VAEs): hole, pixels, blur, downsample, superresolution, or noise-0.2 (any level)."""
+    features: str | None = None
+    """Features of the Frechet distance (generators): a TorchScript file, module:function, or a run of a classifier; the
+    packaged classifier of the same data otherwise."""
     radius: float | None = None
     """Radius of the attacks; that of the training otherwise (classifiers)."""
     tasks: int = 600
@@ -68,14 +77,22 @@ def _evaluate_generator(options: Evaluate, folder: Path, model: Generator, confi
 
     train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
     test, prior = test[_chosen(options, len(test))], config.get("training", {}).get("prior", PRIOR)
-    with images_bar("evaluating", total=evaluation.evaluated_images(len(test), options.draws)) as watch:
-        figures = evaluation.evaluate(model, train, test, prior=prior, draws=options.draws, watch=watch)
+    damages = _damages(options, model)
+    extractor = _features(options, config, images=len(test))
+    total = evaluation.evaluated_images(len(test), options.draws, damages)
+    with images_bar("evaluating", total=total) as watch:
+        figures = evaluation.evaluate(
+            model, train, test, prior=prior, draws=options.draws, damages=damages, features=extractor,
+            seed=options.seed, watch=watch,
+        )  # fmt: skip
     report = {"data": config["data"]} | figures
     evaluation.show_report(report)
     if own_run(folder):
         path = RunFolder(folder).write_json("report.json", report)
         baseline = PPCA.fit(train, model.config.latent)
-        picture = evaluation.restoration_picture(model, baseline, test[:SHOWN], folder / "restoration.png")
+        picture = evaluation.restoration_picture(
+            model, baseline, test[:SHOWN], folder / "restoration.png", damages=damages
+        )
         console.print(f"wrote {path} and {picture}")
     return report
 
@@ -84,14 +101,34 @@ def _evaluate_vae(options: Evaluate, folder: Path, model: VAE, config: dict[str,
     from jiio.app import evaluate_vae
 
     train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
-    test = test[_chosen(options, len(test))]
-    with images_bar("evaluating", total=evaluate_vae.evaluated_images(len(test), options.draws)) as watch:
-        figures = evaluate_vae.evaluate(model, train, test, draws=options.draws, watch=watch)
+    test, damages = test[_chosen(options, len(test))], _damages(options, model.generator)
+    with images_bar("evaluating", total=evaluate_vae.evaluated_images(len(test), options.draws, damages)) as watch:
+        figures = evaluate_vae.evaluate(model, train, test, draws=options.draws, damages=damages, watch=watch)
     report = {"data": config["data"], "training_seconds": training_seconds(folder)} | figures
-    evaluate_vae.show_report(report)
+    evaluate_vae.show_report(report, damages)
     if own_run(folder):
         console.print(f"wrote {RunFolder(folder).write_json('report.json', report)}")
     return report
+
+
+def _damages(options: Evaluate, model: Generator) -> tuple[str, ...]:
+    """The damages asked for; refused before any work when one is unknown or does not fit the images."""
+    with user_input():
+        for name in options.damages:
+            damage(name)[0].draw(model.config.image_shape, torch.Generator())
+    return tuple(dict.fromkeys(options.damages))
+
+
+def _features(options: Evaluate, config: dict[str, Any], *, images: int) -> Features | None:
+    """The extractor of the Frechet distance; None, with the reason, where there can be none."""
+    from jiio.app.frechet import LEAST
+
+    found = features(options.features, config["data"], device=options.device)
+    if found is None:
+        console.print(f"no Frechet distance: the package has no classifier of {config['data']}; --features takes yours")
+    elif images < LEAST:
+        raise UserError(f"a Frechet distance needs {LEAST} images or more, got --images {images}")
+    return found
 
 
 def _evaluate_classifier(options: Evaluate, folder: Path, model: Classifier, config: dict[str, Any]) -> dict[str, Any]:

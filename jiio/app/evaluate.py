@@ -9,22 +9,62 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from jiio.app.features import Features
 from jiio.app.figure import image_grid
+from jiio.app.frechet import frechet_figures, show_frechet
 from jiio.app.restore import to_device
 from jiio.app.table import show, with_interval
 from jiio.models import Generator
 from jiio.problem import State
 from jiio.solution import Solution
 from jiio.tasks.generation import PRIOR, reconstruct, restore
-from jiio.tasks.measurement import Hole, Measurement, damage, measure
+from jiio.tasks.measurement import EVALUATED, Hole, Measurement, damage, measure
 from jiio.tasks.metrics import decibel, each_psnr, interval, psnr, squared_error
 from jiio.tasks.ppca import PPCA
+from jiio.tasks.ssim import ssim
 
-DAMAGES = ("hole", "noise-0.2", "noise-0.4")
+DAMAGES = EVALUATED
 BUDGETS = (40, 80, 300)  # joint steps; the last is the default of `solve`
 BATCH = 500
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Sums over images: of squared errors, over how many entries, of SSIM, over how many images."""
+
+    error: float = 0.0
+    entries: float = 0.0
+    similarity: float = 0.0
+    images: int = 0
+
+    @classmethod
+    def of(cls, images: Tensor, truth: Tensor, inside: Tensor | None = None, *, clip: bool = True) -> Quality:
+        """The error where `inside` is 1 (everywhere without it), the SSIM of whole images, which are the truth elsewhere. A
+        measurement's error is not clipped: its noise is what it is."""
+        error, entries = squared_error(images, truth, inside) if clip else _raw_error(images, truth, inside)
+        whole = images if inside is None else torch.where(inside > 0, images, truth)
+        return cls(error, entries, float(ssim(whole, truth).double().sum()), len(images))
+
+    def __add__(self, other: Quality) -> Quality:
+        return Quality(
+            self.error + other.error,
+            self.entries + other.entries,
+            self.similarity + other.similarity,
+            self.images + other.images,
+        )
+
+    @property
+    def psnr(self) -> float:
+        """In dB, of the pooled error."""
+        return decibel(self.error / self.entries)
+
+    @property
+    def ssim(self) -> float:
+        """Mean over the images."""
+        return self.similarity / self.images
 
 
 @dataclass(frozen=True)
@@ -33,16 +73,18 @@ class Figures:
 
     error: float = 0.0
     entries: float = 0.0
+    similarity: float = 0.0
     samples: int = 0
     converged: int = 0
     evaluations: int = 0
     seconds: float = 0.0
 
-    def add(self, error: tuple[float, float], solution: Solution[State], seconds: float) -> Figures:
+    def add(self, quality: Quality, solution: Solution[State], seconds: float) -> Figures:
         """With one more batch."""
         return Figures(
-            self.error + error[0],
-            self.entries + error[1],
+            self.error + quality.error,
+            self.entries + quality.entries,
+            self.similarity + quality.similarity,
             self.samples + len(solution.status),
             self.converged + int(solution.converged.sum()),
             self.evaluations + solution.work.f + solution.work.vjp,
@@ -50,9 +92,10 @@ class Figures:
         )
 
     def summary(self) -> dict[str, float]:
-        """PSNR in dB, share converged, evaluations (f and VJPs) a sample, seconds in all."""
+        """PSNR in dB, SSIM, share converged, evaluations (f and VJPs) a sample, seconds in all."""
         return {
             "psnr": decibel(self.error / self.entries),
+            "ssim": self.similarity / self.samples,
             "converged": self.converged / self.samples,
             "evaluations": self.evaluations / self.samples,
             "seconds": self.seconds,
@@ -63,75 +106,95 @@ Watch = Callable[[int], None]
 
 
 def evaluate(
-    model: Generator, train: Tensor, test: Tensor, *, prior: float = PRIOR, draws: int = 3, watch: Watch | None = None
-) -> dict[str, Any]:
-    """Reconstruction at several budgets of steps, every damage over `draws` draws, PCA and probabilistic PCA fitted on
-    `train`; `watch` is told of every batch done (`evaluated_images` in all)."""
-    baseline = PPCA.fit(train, model.config.latent)
+    model: Generator, train: Tensor, test: Tensor, *, prior: float = PRIOR, draws: int = 3,
+    damages: Sequence[str] = DAMAGES, features: Features | None = None, seed: int = 0, watch: Watch | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Reconstruction at several budgets of steps, Frechet distances of reconstructions and of samples drawn by `seed` on
+    `features`, every damage over `draws` draws, PCA and probabilistic PCA fitted on `train`; `watch` is told of every batch
+    done (`evaluated_images` in all)."""
+    baseline, reconstructed = PPCA.fit(train, model.config.latent), test
     report: dict[str, Any] = {"images": len(test), "latent": model.config.latent, "draws": draws}
-    report["pca_psnr"] = psnr(baseline.reconstruct(test), test)
-    report["reconstruction"] = {
-        str(steps): evaluate_reconstruction(model, test, max_steps=steps, prior=prior, watch=watch) for steps in BUDGETS
-    }
-    for name in DAMAGES:
-        results = [evaluate_damage(model, baseline, test, name, seed=seed, watch=watch) for seed in range(draws)]
+    pca = baseline.reconstruct(test)
+    report |= {"damages": list(damages), "pca_psnr": psnr(pca, test), "pca_ssim": Quality.of(pca, test).ssim}
+    report["reconstruction"] = {}
+    for steps in BUDGETS:
+        reconstructed, figures = reconstruct_all(model, test, max_steps=steps, prior=prior, watch=watch)
+        report["reconstruction"][str(steps)] = figures
+    if features is not None:
+        report["frechet"] = frechet_figures(model, features, test, reconstructed, seed=seed)
+    for name in damages:
+        results = [evaluate_damage(model, baseline, test, name, seed=draw, watch=watch) for draw in range(draws)]
         report[name] = over_seeds(results)
     return report
 
 
-def evaluated_images(images: int, draws: int) -> int:
+def evaluated_images(images: int, draws: int, damages: Sequence[str] = DAMAGES) -> int:
     """How many solves `evaluate` does for so many images."""
-    return images * (len(BUDGETS) + len(DAMAGES) * draws)
+    return images * (len(BUDGETS) + len(damages) * draws)
 
 
 def evaluate_reconstruction(
     model: Generator, images: Tensor, *, max_steps: int, prior: float = PRIOR, watch: Watch | None = None
 ) -> dict[str, float]:
     """PSNR of reconstructions after `max_steps` joint steps (z re-solved where it lags), and whether they converged."""
-    figures = Figures()
+    return reconstruct_all(model, images, max_steps=max_steps, prior=prior, watch=watch)[1]
+
+
+def reconstruct_all(
+    model: Generator, images: Tensor, *, max_steps: int, prior: float = PRIOR, watch: Watch | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """(reconstructions, figures as `evaluate_reconstruction` gives them)."""
+    figures, parts = Figures(), []
     for batch in images.split(BATCH):
         began = time.perf_counter()
         on_device = batch.to(model.bias.device)
         found, solution = reconstruct(model, on_device, prior=prior, max_steps=max_steps, on_failure="ignore")
-        figures = figures.add(squared_error(found.cpu(), batch), solution, time.perf_counter() - began)
+        parts.append(found.cpu())
+        figures = figures.add(Quality.of(parts[-1], batch), solution, time.perf_counter() - began)
         if watch:
             watch(len(batch))
-    return figures.summary()
+    return torch.cat(parts), figures.summary()
 
 
 def evaluate_damage(
     model: Generator, baseline: PPCA, images: Tensor, name: str, *, seed: int, watch: Watch | None = None
 ) -> dict[str, float]:
-    """One damage on all images: PSNR damaged, restored, of the baseline in range and of its posterior mean, share
-    converged, evaluations, seconds. Inside the hole for a hole."""
+    """One damage on all images: PSNR and SSIM damaged, restored, of the baseline in range and of its posterior mean, share
+    converged, evaluations, seconds. PSNR inside the hole for a hole."""
     operator, sigma = damage(name)
-    joint, sums = Figures(), {"damaged": [0.0, 0.0], "baseline": [0.0, 0.0], "posterior": [0.0, 0.0]}
+    joint = Figures()
+    sums = {key: Quality() for key in SHOWN if key != "restored"}
     for first in range(0, len(images), BATCH):
         batch = images[first : first + BATCH]
         measurement = measure(operator, batch, sigma=sigma, ids=range(first, first + len(batch)), seed=seed)
         inside = unknown(measurement)
         began = time.perf_counter()
         found, solution = restore(model, to_device(measurement, model.bias.device), on_failure="ignore")
-        joint = joint.add(squared_error(found.cpu(), batch, inside), solution, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        joint = joint.add(Quality.of(found.cpu(), batch, inside), solution, seconds)
         in_range, posterior = baseline.restore(measurement)
-        shown = measurement.y if measurement.y.shape == batch.shape else batch
-        for key, value in (("damaged", shown), ("baseline", in_range), ("posterior", posterior)):
-            # a measurement is not clipped: its noise is what it is
-            error, count = _raw_error(value, batch, inside) if key == "damaged" else squared_error(value, batch, inside)
-            sums[key][0] += error
-            sums[key][1] += count
+        for key, value in (
+            ("damaged", enlarged(measurement)),
+            ("baseline", in_range),
+            ("baseline_posterior", posterior),
+        ):
+            sums[key] += Quality.of(value, batch, inside, clip=key != "damaged")
         if watch:
             watch(len(batch))
     summary = joint.summary()
-    return {
-        "psnr_damaged": decibel(sums["damaged"][0] / sums["damaged"][1]),
-        "psnr_restored": summary["psnr"],
-        "psnr_baseline": decibel(sums["baseline"][0] / sums["baseline"][1]),
-        "psnr_baseline_posterior": decibel(sums["posterior"][0] / sums["posterior"][1]),
-        "converged": summary["converged"],
-        "evaluations": summary["evaluations"],
-        "seconds": summary["seconds"],
-    }
+    return (
+        {f"psnr_{key}": value.psnr for key, value in sums.items()}
+        | {f"ssim_{key}": value.ssim for key, value in sums.items()}
+        | {"psnr_restored": summary["psnr"], "ssim_restored": summary["ssim"]}
+        | {key: summary[key] for key in ("converged", "evaluations", "seconds")}
+    )
+
+
+def enlarged(measurement: Measurement) -> Tensor:
+    """The measurement as an image of the true size: bicubic where it is smaller."""
+    size = measurement.image_shape[1:]
+    y = measurement.y
+    return y if y.shape[2:] == size else F.interpolate(y, size=size, mode="bicubic", align_corners=False)
 
 
 def unknown(measurement: Measurement) -> Tensor | None:
@@ -150,15 +213,15 @@ def over_seeds(results: Sequence[dict[str, float]]) -> dict[str, dict[str, float
     return {key: interval([result[key] for result in results]) for key in results[0]}
 
 
+SHOWN = ("damaged", "restored", "baseline", "baseline_posterior")
+
+
 def report_rows(report: dict[str, Any]) -> list[list[str]]:
     """Rows of the table of damages from {damage: {key: {mean, low, high}}}."""
     return [
         [
             name,
-            *(
-                with_interval(values[f"psnr_{key}"], 1)
-                for key in ("damaged", "restored", "baseline", "baseline_posterior")
-            ),
+            *(with_interval(values[f"psnr_{key}"], 1) for key in SHOWN),
             f"{100 * values['converged']['mean']:.1f} %",
             with_interval(values["evaluations"], 0),
         ]
@@ -170,36 +233,51 @@ HEADER = ("damage", "damaged", "restored", "PPCA", "posterior", "converged", "f 
 
 
 def show_report(report: dict[str, Any]) -> None:
-    """Both tables of an evaluation."""
-    header = ("joint steps", "PSNR dB", "converged", "f + VJPs", "seconds")
+    """The tables of an evaluation."""
+    header = ("joint steps", "PSNR dB", "SSIM", "converged", "f + VJPs", "seconds")
     lines = [
-        [steps, f"{v['psnr']:.2f}", f"{100 * v['converged']:.1f} %", f"{v['evaluations']:.0f}", f"{v['seconds']:.1f}"]
+        [
+            steps,
+            f"{v['psnr']:.2f}",
+            f"{v['ssim']:.3f}",
+            f"{100 * v['converged']:.1f} %",
+            f"{v['evaluations']:.0f}",
+            f"{v['seconds']:.1f}",
+        ]
         for steps, v in report["reconstruction"].items()
     ]
-    title = f"Reconstruction of {report['images']} test images (PCA of latent {report['latent']}: {report['pca_psnr']:.2f} dB)"
-    show(title, header, lines)
-    show_damages(f"Restoration, {report['draws']} draws of the damage", report)
+    pca = f"PCA of latent {report['latent']}: {report['pca_psnr']:.2f} dB, SSIM {report['pca_ssim']:.3f}"
+    show(f"Reconstruction of {report['images']} test images ({pca})", header, lines)
+    if "frechet" in report:
+        show_frechet(report["frechet"])
+    if report["damages"]:
+        show_damages(f"Restoration, {report['draws']} draws of the damage", report, report["damages"])
 
 
-def show_damages(title: str, report: dict[str, Any]) -> None:
-    """The table of damages."""
+def show_damages(title: str, report: dict[str, Any], damages: Sequence[str] = DAMAGES) -> None:
+    """The tables of damages: PSNR and solves, SSIM."""
+    chosen = {name: report[name] for name in damages}
     note = (
         "PSNR in dB, inside the hole for `hole`. PPCA: probabilistic PCA of the same latent size, in its range; "
         "posterior: its posterior mean"
     )
-    show(title, HEADER, report_rows({name: report[name] for name in DAMAGES}), note=note)
+    show(title, HEADER, report_rows(chosen), note=note)
+    lines = [[name, *(with_interval(v[f"ssim_{key}"], 3) for key in SHOWN)] for name, v in chosen.items()]
+    show("SSIM of the same images, known pixels of a hole kept", HEADER[:5], lines)
 
 
-def restoration_picture(model: Generator, baseline: PPCA, images: Tensor, path: Path) -> Path:
+def restoration_picture(
+    model: Generator, baseline: PPCA, images: Tensor, path: Path, *, damages: Sequence[str] = DAMAGES
+) -> Path:
     """Truth, and for each damage the damaged, restored and baseline images, PSNR below each image."""
     rows: list[tuple[str, Tensor, list[str] | None]] = [("truth", images, None)]
-    for name in DAMAGES:
+    for name in damages:
         operator, sigma = damage(name)
         measurement = measure(operator, images, sigma=sigma)
         inside = unknown(measurement)
         restored, _ = restore(model, to_device(measurement, model.bias.device), on_failure="ignore")
         in_range, _ = baseline.restore(measurement)
-        for label, shown in ((name, measurement.y), ("joint solve", restored.cpu()), ("PPCA", in_range)):
+        for label, shown in ((name, enlarged(measurement)), ("joint solve", restored.cpu()), ("PPCA", in_range)):
             if inside is not None:
                 shown = torch.where(inside > 0, shown, images)
             captions = [f"{value:.1f} dB" for value in each_psnr(shown, images, inside)]

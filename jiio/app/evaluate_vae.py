@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from jiio.app.evaluate import BATCH, BUDGETS, DAMAGES, Figures, Watch, evaluate_damage, over_seeds, show_damages
+from jiio.app.evaluate import (
+    BATCH,
+    BUDGETS,
+    DAMAGES,
+    Figures,
+    Quality,
+    Watch,
+    evaluate_damage,
+    over_seeds,
+    show_damages,
+)
 from jiio.app.table import show
 from jiio.models import VAE
 from jiio.tasks.latent_model import density
-from jiio.tasks.metrics import psnr, squared_error
+from jiio.tasks.metrics import psnr
 from jiio.tasks.ppca import PPCA
 from jiio.tasks.vae import decode, encode, search
 
 STARTS = ("encoder", "mean")
 
 
-def evaluate(model: VAE, train: Tensor, test: Tensor, *, draws: int = 3, watch: Watch | None = None) -> dict[str, Any]:
+def evaluate(
+    model: VAE, train: Tensor, test: Tensor, *, draws: int = 3, damages: Sequence[str] = DAMAGES,
+    watch: Watch | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Reconstruction by the encoder's mean, and by the joint solve from there and from the mean of all latents, every
     damage over `draws` draws, PCA; `watch` is told of every batch done (`evaluated_images` in all)."""
     baseline = PPCA.fit(train, model.config.latent)
@@ -34,15 +48,15 @@ def evaluate(model: VAE, train: Tensor, test: Tensor, *, draws: int = 3, watch: 
         report[f"search_from_{name}"] = {
             str(steps): evaluate_search(model, test, first, max_steps=steps, watch=watch) for steps in BUDGETS
         }
-    for name in DAMAGES:
+    for name in damages:
         results = [evaluate_damage(model.generator, baseline, test, name, seed=s, watch=watch) for s in range(draws)]
         report[name] = over_seeds(results)
     return report
 
 
-def evaluated_images(images: int, draws: int) -> int:
+def evaluated_images(images: int, draws: int, damages: Sequence[str] = DAMAGES) -> int:
     """How many solves `evaluate` does for so many images."""
-    return images * (len(STARTS) * len(BUDGETS) + len(DAMAGES) * draws)
+    return images * (len(STARTS) * len(BUDGETS) + len(damages) * draws)
 
 
 def evaluate_search(
@@ -53,13 +67,13 @@ def evaluate_search(
     for batch, first in zip(images.split(BATCH), latent.split(BATCH), strict=True):
         began = time.perf_counter()
         found, solution = search(model, batch.to(latent.device), latent=first, max_steps=max_steps, on_failure="ignore")
-        figures = figures.add(squared_error(found.cpu(), batch), solution, time.perf_counter() - began)
+        figures = figures.add(Quality.of(found.cpu(), batch), solution, time.perf_counter() - began)
         if watch:
             watch(len(batch))
     return figures.summary()
 
 
-def show_report(report: dict[str, Any]) -> None:
+def show_report(report: dict[str, Any], damages: Sequence[str] = DAMAGES) -> None:
     """Both tables of an evaluation."""
     lines = [["encoder's mean", "0", f"{report['encoder']['psnr']:.2f}", "", "", f"{report['encoder']['seconds']:.1f}"]]
     for name, label in zip(STARTS, ("from the encoder's mean", "from the mean latent"), strict=True):
@@ -74,4 +88,4 @@ def show_report(report: dict[str, Any]) -> None:
     )
     header = ("latent", "joint steps", "PSNR dB", "converged", "f + VJPs", "seconds")
     show(title, header, lines, note=f"pixel variance {report['pixel_variance']:.2g}")
-    show_damages(f"Restoration, {report['draws']} draws of the damage", report)
+    show_damages(f"Restoration, {report['draws']} draws of the damage", report, damages)

@@ -12,12 +12,12 @@ from jiio.app.team import Team, assemble
 from jiio.app.training import Trainable, Watch, open_run, run_training
 
 if TYPE_CHECKING:
-    from jiio.app.commands import Train
+    from jiio.app.commands import WithRun
 
 LOG_EVERY = 10
 
 
-def team_of(options: Train) -> Team:
+def team_of(options: WithRun) -> Team:
     """The processes that do a training."""
     if options.checkpoint_every < 1:
         raise UserError(f"--checkpoint-every must be at least 1, got {options.checkpoint_every}")
@@ -25,7 +25,7 @@ def team_of(options: Train) -> Team:
 
 
 def train(
-    options: Train, trainer: Trainable, config: dict[str, Any], *, default: Path, watches: Sequence[Watch] = ()
+    options: WithRun, trainer: Trainable, config: dict[str, Any], *, default: Path, watches: Sequence[Watch] = ()
 ) -> dict[str, Any]:
     """A training, from the start or from the run's last checkpoint."""
     from jiio.app.progress import steps_bar

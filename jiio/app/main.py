@@ -16,6 +16,7 @@ from jiio.app import (
     commands_classifier,
     commands_evaluate,
     commands_meta,
+    commands_restoration,
     commands_sample,
     commands_vae,
 )
@@ -42,6 +43,11 @@ COMMANDS = {
     ),
     "train meta": Command(
         commands_meta.TrainMeta, commands_meta.train_meta, "train a classifier that adapts to few examples"
+    ),
+    "train restoration": Command(
+        commands_restoration.TrainRestoration,
+        commands_restoration.train_restoration,
+        "train a generator further through the restoration of a damage",
     ),
     "evaluate": Command(commands_evaluate.Evaluate, commands_evaluate.evaluate, "measure a model on test images"),
     "sample": Command(commands_sample.Sample, commands_sample.sample, "draw new images from a generator"),

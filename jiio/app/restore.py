@@ -71,9 +71,9 @@ def given_measurement(images: Tensor, mask: Path | None, noise: float) -> Measur
 
 def fill(measurement: Measurement, restored: Tensor) -> Tensor:
     """Known pixels without noise are kept; the rest comes from the model."""
-    if measurement.sigma > 0 or not measurement.parameters:
+    known = measurement.mask
+    if measurement.sigma > 0 or known is None:
         return restored.clamp(0, 1)
-    known = measurement.parameters[0]
     return (known * measurement.y + (1 - known) * restored).clamp(0, 1)
 
 

@@ -3,9 +3,10 @@
 Training (JIIO paper, generative experiment):   min_theta sum_i min_{x_i} 1/2 |h(z_i) - y_i|^2 + prior/2 |x_i|^2
 Restoration of a measurement y = A image + noise, with a density p of the latents and pixel residual variance v:
 
-    min_x  1/2 v / (v + sigma^2) |A h(z) - y|^2  -  v log p(x)
+    min_x  1/2 v / (v c + sigma^2) |A h(z) - y|^2  -  v log p(x),      c the mean square of the rows of A
 
-which is v times the negative log posterior, so that it goes over into the training cost without damage.
+which is v times the negative log posterior where A A^T = c (masks, means over blocks; for a blur nearly), so that it goes
+over into the training cost without damage.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from jiio.solver import Delayed
 from jiio.tasks.density import LatentDensity
 from jiio.tasks.image_rule import ImageRule
 from jiio.tasks.latent_model import LatentModel, density, start
-from jiio.tasks.measurement import Measurement, Operator
+from jiio.tasks.measurement import Identity, Measurement, Operator
 
 PRIOR = 0.05
 RATE = 0.2
 FIRST_STEPS = Falling(3.0, 1.0, factor=0.8)  # times the rate: far from the minimum the average tangents are too careful
 LOOKAHEAD = Falling(1.0, 0.0, factor=0.9)
 CORRELATED = 8.0
+ROW_PROBES = 32
 SOLVER = Delayed(after=30)
 ROUGH_STEPS, ROUGH_TOL = 30, 0.1
 Gradient = Literal["exact", "first_order"]
@@ -68,7 +70,7 @@ def restoration(model: LatentModel, measurement: Measurement, prior: LatentDensi
     """Fit latents to a measurement, with the model's density of them or another, as the module's first lines say."""
     f, readout, operator = model.cell(), model.decoder(), measurement.operator
     variance, prior = model_variance(model, measurement), prior or density(model)
-    weight = data_weight(variance, measurement.sigma)
+    weight = data_weight(variance, measurement)
 
     def cell(z: Any, x: Tensor, target: Tensor, *parameters: Tensor) -> Any:
         return f(z, x)
@@ -86,12 +88,29 @@ def model_variance(model: LatentModel, measurement: Measurement) -> Tensor:
     Errors of neighbouring pixels go together, so known pixels tell less than as many independent ones would. The factor
     was chosen on training digits with a hole: 13.6, 14.0, 14.3, 14.2, 13.8 dB with 1, 2, 4, 8, 16.
     """
-    return model.residual_variance * (CORRELATED if measurement.parameters else 1.0)
+    return model.residual_variance * (1.0 if measurement.mask is None else CORRELATED)
 
 
-def data_weight(variance: Tensor, sigma: float) -> Tensor:
-    """v / (v + sigma^2): how far a pixel measured with noise `sigma` (on the scale [0, 1]) is believed."""
-    return variance / (variance + sigma**2)
+def data_weight(variance: Tensor, measurement: Measurement) -> Tensor:
+    """v / (v c + sigma^2): how far a number measured with noise sigma (on the scale [0, 1]) is believed.
+
+    A mean over many pixels has less of the model's residual than one pixel. On 150 training digits, with the steps that go
+    with it, c made 23.0 of 21.1 dB of blurred ones, 19.4 of 18.2 at half the resolution, 11.6 of 11.7 at a quarter.
+    """
+    return variance / (variance * row_square(measurement) + measurement.sigma**2)
+
+
+def row_square(measurement: Measurement) -> float:
+    """c: the mean square of the rows of A that are not 0 (mean diagonal of A A^T), from random signs; 1 for a mask."""
+    if measurement.mask is not None:
+        return 1.0
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (ROW_PROBES, *measurement.image_shape), generator=generator) * 2.0 - 1
+    # an operator that differs between samples is judged by its first
+    parameters = tuple(part[:1].expand(ROW_PROBES, *part.shape[1:]) for part in measurement.parameters)
+    with torch.no_grad():
+        diagonal = measurement.operator.apply(signs.to(measurement.y), *parameters).square().mean(0)
+    return float(diagonal.sum() / (diagonal > 0).sum().clamp_min(1))
 
 
 def reconstruction_step(model: LatentModel, batch: int, *, prior: float = PRIOR, rate: float = RATE) -> Step:
@@ -108,20 +127,25 @@ def restoration_step(
 ) -> Step:
     """The same with the measurement's share of each pixel and the density of the latents."""
     variance, prior = model_variance(model, measurement), prior or density(model)
-    weight = data_weight(variance, measurement.sigma) * pixel_weight(measurement)
+    believed = data_weight(variance, measurement)
+    weight = believed * pixel_weight(measurement)
 
     def curvature(x: Tensor) -> Tensor:
         return variance * prior.curvature(x)
 
-    rule = ImageRule(model.decoder(), model.slope, model.tangent, model.spread, weight, curvature, rate)
+    mixed = None if measurement.mask is not None or isinstance(measurement.operator, Identity) else measurement
+    rule = ImageRule(
+        model.decoder(), model.slope, model.tangent, model.spread, weight, curvature, rate, measurement=mixed,
+        believed=believed,
+    )  # fmt: skip
     return Step(rule, schedule=FIRST_STEPS, lookahead=LOOKAHEAD)
 
 
 def pixel_weight(measurement: Measurement) -> Tensor:
     """How much of each pixel is measured, (batch, pixels): the mask where there is one, else the operator's energy."""
     shape = (len(measurement.y), *measurement.image_shape)
-    if measurement.parameters:
-        return measurement.parameters[0].expand(shape).flatten(1)
+    if measurement.mask is not None:
+        return measurement.mask.expand(shape).flatten(1)
     return energy(measurement.operator, measurement).view(-1, 1).expand(-1, math.prod(measurement.image_shape))
 
 

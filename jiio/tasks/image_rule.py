@@ -16,10 +16,12 @@ from jiio.precondition import Matrix
 from jiio.problem import Problem
 from jiio.solution import Work
 from jiio.tasks.latent_model import LatentModel, solve_equilibrium
+from jiio.tasks.measurement import Measurement
 
 DAMPING = 0.003
 TANGENT_IMAGES = 64
 TANGENTS_AT_ONCE = 4  # samples, times latent size rows
+MEASURED_AT_ONCE = 16  # the same
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class ImageRule:
 
     readout: z -> image.  tangent: (pixels, latent).  spread: (latent, latent).  weight: (batch, pixels).
     prior: x -> its precision, (latent, latent) or one for each sample.
+    measurement: of an operator A that mixes pixels: the matrix is then believed |A diag(slope) t|^2 in place of the sum.
     """
 
     readout: Callable[[Any], Tensor]
@@ -50,18 +53,35 @@ class ImageRule:
     rate: float
     every: int = 8
     inverse: Tensor | None = None
+    measurement: Measurement | None = None
+    believed: Tensor | float = 1.0
 
     def refresh(self, z: Any, x: Tensor, k: int) -> ImageRule:
         """P of the image at `z`, every few steps."""
         if k % self.every and self.inverse is not None:
             return self
         with torch.no_grad():
-            weight = self.weight * (self.slope(self.readout(z)).flatten(1).square() + DAMPING)
-            matrix = (self.tangent.T * weight[:, None]) @ self.tangent + self.prior(x)
-            matrix = matrix + weight.sum(1)[:, None, None] * self.spread
+            slope = self.slope(self.readout(z)).flatten(1).square() + DAMPING
+            weight = self.weight * slope
+            if self.measurement is None:
+                matrix = (self.tangent.T * weight[:, None]) @ self.tangent
+            else:
+                matrix = self.believed * self._mixed(self.measurement, slope.sqrt())
+            matrix = matrix + self.prior(x) + weight.sum(1)[:, None, None] * self.spread
             # a sample that is not finite keeps a P that is not: it shows in its residual
             inverse, _ = torch.linalg.inv_ex(matrix)
         return replace(self, inverse=inverse)
+
+    def _mixed(self, measurement: Measurement, slope: Tensor) -> Tensor:
+        """Inner products of the measured tangents of each sample, (batch, latent, latent)."""
+        size, parts = self.tangent.shape[1], []
+        for rows in torch.arange(len(slope), device=slope.device).split(MEASURED_AT_ONCE):
+            own = measurement.select(rows)
+            images = (slope[rows, None] * self.tangent.T).reshape(-1, *measurement.image_shape)
+            parameters = (part.repeat_interleave(size, 0) for part in own.parameters)
+            seen = measurement.operator.apply(images, *parameters).reshape(len(rows), size, -1)
+            parts.append(seen @ seen.mT)
+        return torch.cat(parts)
 
     def direction(self, gradient: Tensor) -> Tensor:
         """P g."""
@@ -75,7 +95,8 @@ class ImageRule:
     def select(self, rows: Tensor) -> ImageRule:
         """The rule of the samples `rows`."""
         inverse = None if self.inverse is None else self.inverse[rows]
-        return replace(self, weight=self.weight[rows], inverse=inverse)
+        measurement = None if self.measurement is None else self.measurement.select(rows)
+        return replace(self, weight=self.weight[rows], inverse=inverse, measurement=measurement)
 
 
 class TangentStatistics(NamedTuple):

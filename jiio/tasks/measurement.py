@@ -64,13 +64,14 @@ class _Masked:
 
 @dataclass(frozen=True)
 class Mask(_Masked):
-    """Known pixels given by a mask (1, height, width), the same for every sample: a user's own damaged image."""
+    """Known pixels given by a mask (1, height, width), or one for each channel, the same for every sample: a user's own
+    damaged image."""
 
     mask: Tensor = field(repr=False)
 
     def draw(self, shape: Shape, generator: torch.Generator) -> Parameters:
         """The mask; `ValueError` when it has not the image's size."""
-        if tuple(self.mask.shape) != (1, *shape[1:]):
+        if tuple(self.mask.shape) not in ((1, *shape[1:]), shape):
             raise ValueError(f"the mask has shape {tuple(self.mask.shape)}, the image needs {(1, *shape[1:])}")
         return (self.mask,)
 
@@ -178,6 +179,11 @@ class Measurement:
     sigma: float
     image_shape: Shape
 
+    @property
+    def mask(self) -> Tensor | None:
+        """Where an operator that only hides pixels shows them, (batch, 1 or channels, height, width); else None."""
+        return self.parameters[0] if isinstance(self.operator, _Masked) else None
+
     def select(self, rows: Tensor | slice) -> Measurement:
         """The measurement of some samples."""
         parameters = tuple(part[rows] for part in self.parameters)
@@ -212,22 +218,25 @@ def measure(
     return Measurement(operator, y, parameters, sigma, shape)
 
 
+DAMAGES: dict[str, Operator] = {
+    "hole": Hole(),
+    "pixels": PixelMask(),
+    "blur": GaussianBlur(),
+    "downsample": Downsample(2),
+    "superresolution": Downsample(4),
+}
+EVALUATED = ("hole", "noise-0.2", "noise-0.4")  # unless others are asked for
+
+
 def damage(name: str) -> tuple[Operator, float]:
-    """(operator, sigma on [0, 1]) by name: `hole`, `pixels`, `blur`, `downsample`, or `noise-S` with S on [-1, 1].
+    """(operator, sigma on [0, 1]) by name: one of `DAMAGES`, or `noise-S` with S on [-1, 1].
 
     >>> damage("noise-0.4")
     (Identity(), 0.2)
     """
-    operators: dict[str, Operator] = {
-        "hole": Hole(),
-        "pixels": PixelMask(),
-        "blur": GaussianBlur(),
-        "downsample": Downsample(),
-    }
-    if name in operators:
-        return operators[name], 0.0
-    if name.startswith("noise-"):
-        level = name.removeprefix("noise-")
-        if level.replace(".", "", 1).isdigit():
-            return Identity(), float(level) / 2
-    raise ValueError(f"unknown damage {name!r}: choose one of {', '.join(operators)}, or noise-0.2 (any level)")
+    if name in DAMAGES:
+        return DAMAGES[name], 0.0
+    level = name.removeprefix("noise-")
+    if level != name and level.replace(".", "", 1).isdigit():
+        return Identity(), float(level) / 2
+    raise ValueError(f"unknown damage {name!r}: choose one of {', '.join(DAMAGES)}, or noise-0.2 (any level)")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jiio.tasks.measurement import Identity, Measurement, _Masked
+from jiio.tasks.measurement import Identity, Measurement
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,11 @@ class PPCA:
 
         y = A image + n with n ~ N(0, sigma^2): y's covariance given l is R = variance A A^T + sigma^2.
         """
-        if isinstance(measurement.operator, _Masked | Identity):
+        if measurement.mask is not None or isinstance(measurement.operator, Identity):
             latent, rest = self._masked(measurement)
+        elif measurement.parameters:
+            each = [self._dense(measurement.select(slice(i, i + 1))) for i in range(len(measurement.y))]
+            latent, rest = (torch.cat(parts) for parts in zip(*each, strict=True))
         else:
             latent, rest = self._dense(measurement)
         in_range = self.mean + latent @ self.W.T
@@ -57,8 +60,8 @@ class PPCA:
     def _masked(self, measurement: Measurement) -> tuple[Tensor, Tensor]:
         """A diagonal R: one latent x latent system a sample. Returns E[l | y] and A^T R^-1 (y - A (mean + W E[l]))."""
         y = measurement.y.flatten(1).double()
-        mask = measurement.parameters[0].double() if measurement.parameters else torch.ones_like(measurement.y).double()
-        mask = mask.expand(len(y), *measurement.image_shape).flatten(1)
+        mask = torch.ones_like(measurement.y) if measurement.mask is None else measurement.mask
+        mask = mask.double().expand(len(y), *measurement.image_shape).flatten(1)
         precision = mask / (self.variance + measurement.sigma**2)
         d = self.W.shape[1]
         outer = (self.W[:, :, None] * self.W[:, None, :]).flatten(1)
@@ -67,12 +70,12 @@ class PPCA:
         return latent, precision * (y - self.mean - latent @ self.W.T)
 
     def _dense(self, measurement: Measurement) -> tuple[Tensor, Tensor]:
-        """An operator that is the same for all samples, as a matrix."""
-        if measurement.parameters:
-            raise ValueError("only masks may differ between samples")
+        """Any operator, the same for these samples, as a matrix: exact for each linear one."""
         y, pixels = measurement.y.flatten(1).double(), len(self.mean)
-        units = torch.eye(pixels, dtype=torch.double).view(-1, *measurement.image_shape)
-        A = measurement.operator.apply(units).flatten(1).T
+        # in the dtype of the measurement: an operator with weights of its own works in no other
+        units = torch.eye(pixels, dtype=measurement.y.dtype).view(-1, *measurement.image_shape)
+        parameters = (part.expand(pixels, *part.shape[1:]) for part in measurement.parameters)
+        A = measurement.operator.apply(units, *parameters).flatten(1).T.double()
         # a blur is nearly singular; the jitter is far below any sigma that matters
         R = self.variance * A @ A.T + (measurement.sigma**2 + 1e-8 * self.variance) * torch.eye(len(A), dtype=A.dtype)
         AW, offset = A @ self.W, y - A @ self.mean

@@ -94,7 +94,7 @@ def test_a_traceback_is_never_shown_by_the_installed_program(tmp_path: Path) -> 
 
 
 def test_a_damaged_digit_is_restored_to_a_file(run: str, digit: Path, tmp_path: Path) -> None:
-    for damage in ("hole", "pixels", "blur", "downsample", "noise-0.2"):
+    for damage in ("hole", "pixels", "blur", "downsample", "superresolution", "noise-0.2"):
         out = tmp_path / damage
         assert main(["restore", run, str(digit), "--damage", damage, "-o", str(out), "--threads", "1"]) == 0
         assert read_image(out / "digit-restored.png", channels=1).shape == (1, 8, 8)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -41,6 +43,42 @@ def test_posterior_mean_is_gaussian_conditioning_on_the_full_covariance(operator
         y = own.y.flatten()
         K = C @ A.T @ torch.linalg.inv(A @ C @ A.T + 0.01 * torch.eye(len(A), dtype=torch.float64))
         assert torch.allclose(posterior[i].flatten(), model.mean + K @ (y - A @ model.mean), atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Projections:
+    """`count` random projections of the image, others for each sample; with `twice` every one is measured two times."""
+
+    count: int
+    twice: bool = False
+
+    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        rows = torch.randn(self.count, 36, dtype=torch.float64, generator=generator) / 6
+        return (torch.cat((rows, rows)) if self.twice else rows,)
+
+    def apply(self, image: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bmp,bp->bm", parameters[0], image.flatten(1))
+
+    def adjoint(self, y: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bmp,bm->bp", parameters[0], y).view(-1, 1, 6, 6)
+
+
+@pytest.mark.parametrize("twice, sigma", [(False, 0.1), (True, 0.1), (False, 0.0), (True, 0.0)])
+def test_any_linear_operator_is_conditioned_exactly_sample_by_sample(twice: bool, sigma: float) -> None:
+    """Measured twice without noise, y's covariance is singular: its pseudo-inverse conditions."""
+    images = data()
+    model = PPCA.fit(images, 5)
+    measurement = measure(Projections(8, twice), images[:3], sigma=sigma)
+    in_range, posterior = model.restore(measurement)
+    C = model.W @ model.W.T + model.variance * torch.eye(36, dtype=torch.float64)
+    for i in range(3):
+        A = measurement.parameters[0][i]
+        S = torch.linalg.pinv(
+            A @ C @ A.T + sigma**2 * torch.eye(len(A), dtype=torch.float64), hermitian=True, rtol=1e-9
+        )
+        offset = S @ (measurement.y[i] - A @ model.mean)
+        assert torch.allclose(posterior[i].flatten(), model.mean + C @ A.T @ offset, atol=1e-6)
+        assert torch.allclose(in_range[i].flatten(), model.mean + model.W @ model.W.T @ A.T @ offset, atol=1e-6)
 
 
 def test_complete_noiseless_data_give_back_the_image_and_shrunk_pca_in_range() -> None:

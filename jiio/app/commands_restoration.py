@@ -1,0 +1,59 @@
+"""`jiio train restoration RUN`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import tyro
+
+from jiio.app.commands import WithRun, images_of, open_generator
+from jiio.app.launch import team_of, train
+
+Positional = tyro.conf.Positional
+
+
+@dataclass(frozen=True)
+class TrainRestoration(WithRun):
+    """Train a generator further through the restoration of a damage: the loss is on the clean image. The result is a run
+    like the generator's. Ctrl-C saves; --resume goes on.
+
+    Example: jiio train restoration digits-generator --damage hole --gradient exact --steps 200
+    """
+
+    run: Positional[str] = "digits-generator"
+    """Run folder or the name of a packaged model to begin with."""
+    damage: str = "hole"
+    """hole, pixels, blur, downsample, superresolution, or noise-0.2 (any level)."""
+    gradient: Literal["exact", "first_order"] = "exact"
+    """exact differentiates through the solve; first_order holds the latents constant, which is cheaper and biased."""
+    steps: int = 200
+    """Optimiser steps."""
+    images: int = 16384
+    """Training images used, chosen by the seed; 0 for all."""
+    batch: int = 64
+    """Images a step."""
+    joint_steps: int = 100
+    """Joint steps of the solve of a batch, at most."""
+    learning_rate: float = 3e-4
+    """Of Adam, at its highest."""
+
+
+def train_restoration(options: TrainRestoration) -> dict[str, Any]:
+    """`jiio train restoration RUN`."""
+    from jiio.app.train_restoration import RestorationTraining, default_folder, make_trainer
+
+    folder, model, config = open_generator(options.run, options.device)
+    training = RestorationTraining(
+        damage=options.damage,
+        gradient=options.gradient,
+        images=options.images,
+        steps=options.steps,
+        batch=options.batch,
+        joint_steps=options.joint_steps,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
+    images = images_of(config, "train", options.data_dir)
+    trainer, saved = make_trainer(model, images, training, run=options.run, config=config, team=team_of(options))
+    return train(options, trainer, saved, default=default_folder(folder, options.seed))

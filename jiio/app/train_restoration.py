@@ -1,0 +1,142 @@
+"""`jiio train restoration`: a trained generator, trained further through the restoration of damaged images."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jiio.app.restore import to_device
+from jiio.app.run_folder import UserError, user_input
+from jiio.app.team import Team
+from jiio.app.training import Order, descend, learning_rate
+from jiio.models import Generator
+from jiio.tasks.generation import DamagedLoss, Gradient
+from jiio.tasks.image_rule import refit_tangent
+from jiio.tasks.measurement import Measurement, damage, measure
+from jiio.tasks.metrics import decibel
+
+
+@dataclass(frozen=True)
+class RestorationTraining:
+    """Options of a training through a damage that decide its result; saved in the run's config.json.
+
+    images: training images used, chosen by the seed; 0 for all. Each gets a new draw of the damage in every epoch.
+    steps: optimiser steps.  batch: images a step.  joint_steps: of the solve of a batch.
+    """
+
+    damage: str = "hole"
+    gradient: Gradient = "exact"
+    images: int = 16384
+    steps: int = 200
+    batch: int = 64
+    learning_rate: float = 3e-4
+    warm_up: int = 20
+    joint_steps: int = 100
+    clip: float = 20.0
+    refresh_every: int = 10
+    seed: int = 0
+
+
+class RestorationTrainer:
+    """The state of a training: `step` optimiser steps done. The outer loss is on the clean image, so its gradient goes
+    through the solve: exactly, or with the latents held constant."""
+
+    def __init__(self, model: Generator, images: Tensor, training: RestorationTraining, *, team: Team = Team()):
+        if training.images:
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(training.seed))
+            images = images[order[: training.images]]
+        if len(images) < training.batch:
+            raise UserError(f"{len(images)} training images are fewer than a batch of {training.batch}")
+        self.images, self.training, self.team, self.device = images, training, team, team.device
+        self.operator, self.sigma = damage(training.damage)
+        self.model = copy.deepcopy(model).to(self.device).requires_grad_()
+        self.loss = DamagedLoss(self.model, gradient=training.gradient, joint_steps=training.joint_steps)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
+        self.order = Order(len(images), training.batch, training.seed)
+        self.step = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.training.steps
+
+    def damaged(self, rows: Tensor) -> Measurement:
+        """The images `rows` as this epoch damages them."""
+        epoch = self.step // (len(self.images) // self.training.batch)
+        seed = self.training.seed * 7919 + epoch
+        drawn = measure(self.operator, self.images[rows], sigma=self.sigma, ids=rows.tolist(), seed=seed)
+        return to_device(drawn, self.device)
+
+    def advance(self) -> dict[str, float]:
+        """One optimiser step; the figures that tell whether training is healthy."""
+        training, rows = self.training, self.order.rows(self.step)
+        share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
+        found, norm = descend(
+            self.optimizer, lambda places: self.part(rows[places]), batch=len(rows), team=self.team,
+            rate=training.learning_rate * share, clip=training.clip,
+        )  # fmt: skip
+        self.step += 1
+        if self.step % training.refresh_every == 0:
+            refit_tangent(self.model, found["x"])
+        loss, residual = float(found["loss"].mean()), found["residual"].median(0).values
+        return {
+            "step": self.step,
+            "loss": loss,
+            "psnr": decibel(max(2 * loss / self.images[0].numel(), 1e-12)),
+            "residual_z": float(residual[0]),
+            "residual_mu": float(residual[1]),
+            "residual_x": float(residual[2]),
+            "converged": float(found["converged"].mean()),
+            "evaluations": float(found["evaluations"].mean()),
+            "gradient_norm": float(norm),
+        }
+
+    def part(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the images `rows`, and what was found of each of them."""
+        loss, solution = self.loss(self.images[rows].to(self.device), self.damaged(rows))
+        each = torch.ones(len(rows), device=self.device)
+        return loss, {
+            "x": solution.value.x,
+            "residual": solution.residual,
+            "converged": solution.converged.float(),
+            "evaluations": solution.work.f / len(rows) * each,
+        }
+
+    def finish(self) -> None:
+        """Nothing: the density of the latents and the residual variance are those that the training went through."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the weights."""
+        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def make_trainer(
+    model: Generator,
+    images: Tensor,
+    training: RestorationTraining,
+    *,
+    run: str,
+    config: dict[str, Any],
+    team: Team = Team(),
+) -> tuple[RestorationTrainer, dict[str, Any]]:
+    """The trainer of a command's options, and the configuration that rebuilds it: that of the generator `run` which it
+    begins with, and how it went on."""
+    with user_input():
+        damage(training.damage)[0].draw(model.config.image_shape, torch.Generator())
+    trainer = RestorationTrainer(model, images, training, team=team)
+    return trainer, config | {"restoration": {"run": run} | asdict(training)}
+
+
+def default_folder(run: Path, seed: int) -> Path:
+    """runs/restoration-RUN-SEED."""
+    return Path("runs") / f"restoration-{run.name}-{seed}"
