@@ -33,13 +33,13 @@ def train(
     folder, team = RunFolder(options.output or default), trainer.team
     console.quiet = not team.leads
     if options.tensorboard:
-        from jiio.app.tensorboard import require_tensorboard
+        from jiio.app.scalars import require_tensorboard
 
         require_tensorboard()
     for problem in open_run(folder, trainer, config, resume=options.resume, overwrite=options.overwrite):
         console.print(f"[yellow]skipped a damaged checkpoint: {problem}[/]")
     if options.tensorboard and team.leads:
-        from jiio.app.tensorboard import Scalars
+        from jiio.app.scalars import Scalars
 
         watches = [*watches, Watch(LOG_EVERY, Scalars(folder.path / "tensorboard", done=trainer.step).write)]
     several = f"{team.size} processes; " if team.size > 1 else ""

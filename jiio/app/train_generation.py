@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jiio.app.run_folder import UserError, user_input
+from jiio.app.run_folder import user_input
 from jiio.app.team import Team
-from jiio.app.training import Order, descend, learning_rate
+from jiio.app.training import Order, chosen, descend, learning_rate
 from jiio.data import load_images
 from jiio.models import GeneratorConfig, generator
 from jiio.regularize import jacobian_penalty
@@ -87,11 +87,7 @@ class Trainer:
     the whole batch enters them in all processes alike."""
 
     def __init__(self, images: Tensor, config: GeneratorConfig, training: Training, *, team: Team = Team()):
-        if training.images:
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(training.seed))
-            images = images[order[: training.images]]
-        if len(images) < training.batch:
-            raise UserError(f"{len(images)} training images are fewer than a batch of {training.batch}")
+        images = chosen(images, training.images, batch=training.batch, seed=training.seed)
         self.images, self.training, self.team, self.device = images, training, team, team.device
         torch.manual_seed(training.seed)
         self.model = generator(config)

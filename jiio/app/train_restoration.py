@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from jiio.app.restore import to_device
-from jiio.app.run_folder import UserError, user_input
+from jiio.app.run_folder import user_input
 from jiio.app.team import Team
-from jiio.app.training import Order, descend, learning_rate
+from jiio.app.training import Order, chosen, descend, learning_rate
 from jiio.models import Generator
 from jiio.tasks.generation import DamagedLoss, Gradient
 from jiio.tasks.image_rule import refit_tangent
@@ -47,11 +47,7 @@ class RestorationTrainer:
     through the solve: exactly, or with the latents held constant."""
 
     def __init__(self, model: Generator, images: Tensor, training: RestorationTraining, *, team: Team = Team()):
-        if training.images:
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(training.seed))
-            images = images[order[: training.images]]
-        if len(images) < training.batch:
-            raise UserError(f"{len(images)} training images are fewer than a batch of {training.batch}")
+        images = chosen(images, training.images, batch=training.batch, seed=training.seed)
         self.images, self.training, self.team, self.device = images, training, team, team.device
         self.operator, self.sigma = damage(training.damage)
         self.model = copy.deepcopy(model).to(self.device).requires_grad_()

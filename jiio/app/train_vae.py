@@ -11,7 +11,7 @@ from torch import Tensor
 from jiio.app.run_folder import UserError, user_input
 from jiio.app.team import Team
 from jiio.app.train_generation import FITTED_IMAGES, Preset, default_config
-from jiio.app.training import Order, descend, learning_rate
+from jiio.app.training import Order, chosen, descend, learning_rate
 from jiio.data import load_images
 from jiio.models import VAEConfig, vae
 from jiio.regularize import jacobian_penalty
@@ -44,11 +44,7 @@ class Trainer:
     """The state of a training: `step` optimiser steps done. Images stay on the CPU, a batch at a time goes to the device."""
 
     def __init__(self, images: Tensor, config: VAEConfig, training: Training, *, team: Team = Team()):
-        if training.images:
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(training.seed))
-            images = images[order[: training.images]]
-        if len(images) < training.batch:
-            raise UserError(f"{len(images)} training images are fewer than a batch of {training.batch}")
+        images = chosen(images, training.images, batch=training.batch, seed=training.seed)
         if team.size * team.accumulate > 1:
             raise UserError(
                 "a VAE's pixel variance belongs to a whole batch: train it in one process, without --accumulate"

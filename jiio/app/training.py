@@ -66,6 +66,15 @@ class Order:
         return self.order[place * self.batch : (place + 1) * self.batch]
 
 
+def chosen(images: Tensor, count: int, *, batch: int, seed: int) -> Tensor:
+    """`count` training images chosen by `seed`, all for 0; `UserError` for fewer than a batch."""
+    if count:
+        images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]]
+    if len(images) < batch:
+        raise UserError(f"{len(images)} training images are fewer than a batch of {batch}")
+    return images
+
+
 def learning_rate(step: int, *, steps: int, warm_up: int) -> float:
     """Share of the full rate: linear warm-up, then a cosine to 2 %."""
     warm = min(1.0, (step + 1) / warm_up)

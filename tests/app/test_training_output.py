@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jiio.app.main import main
-from jiio.app.tensorboard import Scalars
+from jiio.app.scalars import Scalars
 from jiio.app.training_samples import draw_samples
 from jiio.data import read_image
 from tests.app.runs import tiny_trainer
@@ -46,7 +46,7 @@ def test_tensorboard_gets_every_figure_and_forgets_steps_that_are_done_again(tmp
 def test_tensorboard_that_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jiio.app.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("jiio.app.scalars.find_spec", lambda name: None)
     assert main([*TRAIN, "--tensorboard", "--output", str(tmp_path / "run")]) == 2
     assert "pip install 'jiio[tensorboard]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
