@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jiio import tree
 from jiio.solution import Status, TracePoint, Work
-from jiio.tree import Tree
+from jiio.tree import Tree, wide
 
 STALL_STEPS = 50
 STALL_GAIN = 1e-3
@@ -80,7 +80,8 @@ class Map(Protocol):
 
 class Book:
     """Per-sample records of one solve: `value`, `residual`, `merit`, `status`, `steps` for the whole batch, and for
-    the rows still in the iteration the best iterate so far and the signs of failure."""
+    the rows still in the iteration the signs of failure. `value` is the best iterate so far of a row in the iteration,
+    and what is returned of a finished one: one state serves for both."""
 
     def __init__(self, s: Tree, tol: tuple[float, ...], blocks: int):
         batch = tree.batch_size(s)
@@ -93,7 +94,6 @@ class Book:
         self.tol = first.new_tensor(tol)
         self.rows = torch.arange(batch, device=first.device)
         self.finished = torch.zeros(batch, dtype=torch.bool, device=first.device)
-        self.best = s
         self.best_merit = first.new_full((batch,), torch.inf)
         self.best_doubt = first.new_zeros(batch)
         self.best_residual = first.new_full((batch, blocks), torch.inf)
@@ -145,8 +145,8 @@ class Book:
         gained |= self._falling(excess, broken)
         self.progress = torch.where(gained & ~broken, k, self.progress)
         # while no iterate can be compared by merit, the latest finite one stands in
-        better = ~broken & ((now.merit < self.best_merit) | (self.best_merit == torch.inf))
-        self.best = tree.where(better, s, self.best)
+        better = ~broken & ~self.finished & ((now.merit < self.best_merit) | (self.best_merit == torch.inf))
+        self._keep(better, s)
         self.best_merit = torch.where(better, now.merit, self.best_merit)
         self.best_doubt = torch.where(better, now.doubt, self.best_doubt)
         self.best_residual = torch.where(better[:, None], now.residual, self.best_residual)
@@ -164,14 +164,22 @@ class Book:
         accuracy = MERIT_ACCURACY * self.best_merit.abs() + self.best_doubt + now.doubt
         use_best = ~(now.merit <= self.best_merit + accuracy) & (self.best_residual[:, 0] < torch.inf)
         status = torch.where(use_best & (status == int(Status.CONVERGED)), int(Status.STALLED), status)
-        value = tree.where(use_best, self.best, s)
+        self._keep(ended & ~use_best, s)
         rows, where = self.rows[ended], ended.nonzero()[:, 0]
-        for target, source in zip(tree.leaves(self.value), tree.leaves(value), strict=True):
-            target[rows] = source[where]
         self.residual[rows] = torch.where(use_best[:, None], self.best_residual, now.residual)[where]
         self.merit[rows] = torch.where(use_best, self.best_merit, now.merit)[where]
         self.status[rows] = status[where]
         self.steps[rows] = k + 1
+
+    def _keep(self, mask: Tensor, s: Tree) -> None:
+        """Write the iterates of `mask` into `value`, in place and without waiting for the device."""
+        whole = len(self.rows) == len(self.status)
+        for target, source in zip(tree.leaves(self.value), tree.leaves(s), strict=True):
+            choice = wide(mask, source)
+            if whole:
+                torch.where(choice, source, target, out=target)
+            else:
+                target[self.rows] = torch.where(choice, source, target[self.rows])
 
     def compaction(self) -> Tensor | None:
         """Positions of the unfinished rows when they are few enough (`COMPACTED`) of those in the iteration, else None."""
@@ -191,7 +199,6 @@ class Book:
             "progress",
         ):
             setattr(self, name, getattr(self, name)[unfinished])
-        self.best = tree.select(self.best, unfinished)
         return unfinished
 
     def trace_point(self, k: int, now: Evaluation) -> TracePoint:

@@ -156,10 +156,11 @@ def iterate(
     """Iterate `F` from `start`. The returned iterate of a sample is always one that was evaluated itself.
 
     A sample that is finished is recorded and never touched again; when most of the batch is finished, its rows are
-    taken out, so that they cost nothing more.
+    taken out, so that they cost nothing more. Memory: the best iterates, s and F(s), beside the solver's.
     """
     whole, work = F, F.work
-    s = tree.apply(lambda leaf: leaf.detach().clone(), start)
+    s = tree.detach(start)
+    del start  # of no more use after the first step
     memory = solver.init(s)
     book = Book(s, tol, len(F.blocks))
     points: list[TracePoint] = []
@@ -172,12 +173,16 @@ def iterate(
                 points.append(book.trace_point(k, now))
             if callback is not None:
                 callback(k, s, now)
+            if last:
+                now, memory = now._replace(next=s), ()  # of no more use; `finish` needs room
             if looked_at and book.record(k, F, s, now, last=last):
                 break
             fs = now.next
+            del now
         else:
             fs = F.advance(s, k)
         s, memory = solver.step(memory, k, s, fs)
+        del fs
         s = F.project(s)
         if F.compactable and k % check_every == 0 and (rows := book.compaction()) is not None:
             s, memory, F = tree.select(s, rows), tree.select(memory, rows), F.select(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,13 +10,13 @@ import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.book import Evaluation
+from jiio.book import COMPACTED, Evaluation
 from jiio.constraint import Free
 from jiio.fixed_point import CHECK_EVERY, compared, iterate, relative, require_same_form
 from jiio.precondition import Normalized, Rule, Scalar, Sign, Step
 from jiio.problem import Gradients, Problem, State
 from jiio.solution import Solution, Work
-from jiio.solver import Anderson, Solver
+from jiio.solver import Anderson, Picard, Solver
 from jiio.tree import Tree, wide
 
 # An iterate's cost is compared with another's only where z is an equilibrium to the tolerance asked for, but never to
@@ -246,16 +247,19 @@ class JointMap:
         lagging = now.residual[:, 0] > self.tol_z
         if not bool(lagging.any()):
             return s, now
-        if not self.compactable:
-            solved = equilibrium(self.problem, s.z, s.x, work=self.work, tol=self.tol_z / 2)
-            z = tree.where(lagging, solved.value, s.z)
+        rows = lagging.nonzero()[:, 0]
+        if self.compactable and len(rows) <= COMPACTED * len(lagging):
+            some = self._caught_up(self.problem.select(rows), tree.select(s.z, rows), s.x[rows])
+            z = tree.apply(lambda whole, part: whole.index_copy(0, rows, part), s.z, some)
         else:
-            rows = lagging.nonzero()[:, 0]
-            part = tree.select(s, rows)
-            solved = equilibrium(self.problem.select(rows), part.z, part.x, work=self.work, tol=self.tol_z / 2)
-            z = tree.apply(lambda whole, some: whole.index_copy(0, rows, some), s.z, solved.value)
+            z = tree.where(lagging, self._caught_up(self.problem, s.z, s.x), s.z)
         s = s._replace(z=z)
         return s, self.measured().evaluate(s, 0)
+
+    def _caught_up(self, problem: Problem, z: Tree, x: Tensor) -> Tree:
+        # with no more history than leaves a solve its peak of memory: beside s and F(s) a longer one would set it
+        solver = Picard() if math.isinf(self.cut_steps) else Anderson(2)
+        return equilibrium(problem, z, x, work=self.work, tol=self.tol_z / 2, solver=solver).value
 
     def measured(self) -> JointMap:
         """The same map for one more measurement, without a say in the solve's own memory."""

@@ -64,10 +64,14 @@ def solve(
     slope = cost_slope(problem, start, work=work)
     # J^T mu + dcost/dz at mu = 0, had for nothing; one step further than 0
     unset = (tree.norm(start.mu) == 0) & tree.finite(slope)
-    start = start._replace(mu=tree.where(unset, slope, start.mu))
+    start, floor = start._replace(mu=tree.where(unset, slope, start.mu)), floor_of(slope)
     memory = InputMemory.fresh(step.rule, start.x)
-    F = JointMap(problem, step, floor_of(slope), work, tolerances[0], memory, cut_steps=solver.plain_steps)
-    solution = iterate(F, start, solver=solver, max_steps=max_steps, tol=tolerances, callback=callback, trace=trace)
+    F = JointMap(problem, step, floor, work, tolerances[0], memory, cut_steps=solver.plain_steps)
+    given_away = [start]
+    del slope, start  # of no more use after the first step, when `iterate` lets go of its start
+    solution = iterate(
+        F, given_away.pop(), solver=solver, max_steps=max_steps, tol=tolerances, callback=callback, trace=trace
+    )
     return settle_failure(solution, solution.residual.new_tensor(tolerances), on_failure)
 
 

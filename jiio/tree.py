@@ -94,8 +94,29 @@ def unflatten(matrix: Tensor, like: Tree) -> Tree:
 
 
 def select(tree: Tree, rows: Tensor) -> Tree:
-    """The samples named by `rows` (an index tensor) of every leaf."""
-    return apply(lambda leaf: leaf.index_select(0, rows), tree)
+    """The samples named by `rows` (an index tensor) of every leaf, laid out in storage as they were."""
+    return apply(lambda leaf: _select(leaf, rows), tree)
+
+
+def _select(leaf: Tensor, rows: Tensor) -> Tensor:
+    if leaf.is_contiguous():
+        return leaf.index_select(0, rows)
+    order = storage_order(leaf)
+    return restore(leaf.permute(order).index_select(0, rows), order)
+
+
+def storage_order(leaf: Tensor) -> list[int]:
+    """The dimensions of `leaf`, the batch first, then from the largest stride to the smallest.
+
+    >>> storage_order(torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last))
+    [0, 2, 3, 1]
+    """
+    return [0, *sorted(range(1, leaf.dim()), key=lambda d: -leaf.stride(d))]
+
+
+def restore(permuted: Tensor, order: list[int]) -> Tensor:
+    """The tensor of which `permuted` is `permute(order)`, a view."""
+    return permuted.permute([order.index(d) for d in range(len(order))])
 
 
 def where(mask: Tensor, a: Tree, b: Tree) -> Tree:

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from jiio import Anderson, Delayed, Picard, Problem, Step, solve
+
+BATCH, N = 8, 5000
+STATE = 4 * BATCH * (2 * N + 1)  # bytes of (z, mu, x) in float32
+CASES = {
+    "picard": (Picard(), 0),
+    "anderson 5": (Anderson(5), 5),
+    "anderson 10": (Anderson(10), 10),
+    "delayed": (Delayed(Anderson(10), after=5), 10),
+}
+
+
+def large_problem() -> Problem:
+    """A state of which everything but z and mu is small."""
+    target = torch.linspace(-1, 1, BATCH * N).view(BATCH, N)
+
+    def f(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return torch.addcmul(x.expand_as(z), z, torch.tensor(0.5))
+
+    def cost(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return (z - y).square().sum(1)
+
+    return Problem(f, cost, context=(target,))
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Most bytes of tensors, on the CPU, that `call` had allocated at once beyond what was there before it."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        call()
+    assert record.profiler is not None and record.profiler.kineto_results is not None
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def states_held(problem: Problem, **options: Any) -> float:
+    """The most that a solve allocates beyond what one evaluation of f and cost with its gradients does, in states."""
+    start = problem.start(torch.ones(BATCH, 1), torch.zeros(BATCH, N))
+    evaluation = peak_bytes(lambda: problem.gradients(start)) - STATE  # its result is a state of the solve
+    most = peak_bytes(lambda: solve(problem, start, on_failure="ignore", **options))
+    return (most - evaluation) / STATE
+
+
+@pytest.mark.parametrize("solver, history", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("max_steps", [20, 60])
+def test_a_solve_holds_at_most_six_states_beside_the_solver_s_history(solver, history: int, max_steps: int) -> None:
+    """No sample converges: with 20 steps the budget ends, with 60 they stall, and z catches up in both."""
+    held = states_held(large_problem(), step=Step(1e-7), solver=solver, max_steps=max_steps, tol=1e-12)
+    assert held <= 6 + 2 * history
+
+
+@pytest.mark.parametrize("solver, history", CASES.values(), ids=CASES)
+def test_taking_out_finished_samples_copies_at_most_the_history(solver, history: int) -> None:
+    """Samples converge at different steps; the rest of the batch and of the history goes on as a copy."""
+    held = states_held(large_problem(), step=Step(2e-5), solver=solver, max_steps=300, tol=1e-4)
+    assert held <= 6 + 3.5 * history

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.synthetic import Cell, Family, make
+from jiio import DEQ, gauss_newton
+
+SMALL = Family(latent=8, state=128, batch=3)
+
+
+@pytest.mark.parametrize("contraction", [0.5, 0.95])
+def test_the_cell_has_the_contraction_that_was_asked_for(contraction: float) -> None:
+    cell = Cell(replace(SMALL, contraction=contraction))
+    W = cell.linear(torch.eye(SMALL.state))
+    assert float(torch.linalg.matrix_norm(W, 2)) == pytest.approx(contraction, rel=1e-5)
+    z = 1e-4 * torch.linalg.eigh(W).eigenvectors[:, -1:].T
+    x = torch.zeros(1, SMALL.latent)
+    cell.b = torch.zeros_like(cell.b)
+    moved = cell.f(z, x) - cell.f(0 * z, x)
+    assert float(moved.norm() / z.norm()) == pytest.approx(contraction, rel=1e-3)
+
+
+@pytest.mark.parametrize("contraction", [0.5, 0.95])
+def test_the_problem_has_about_the_condition_that_was_asked_for(contraction: float) -> None:
+    """At slopes between 0.8 and 1 within a factor, at unit slopes to the digit: near t = 0 they are 1."""
+    family = replace(SMALL, contraction=contraction, condition=100.0)
+    problem, start = make(family)
+    z = DEQ(problem.f, tol=1e-5, max_steps=500)(start.x, start.z, *problem.context)
+    values = torch.linalg.eigvalsh(gauss_newton(problem, z, start.x))
+    condition = values[:, -1] / values[:, 0]
+    assert bool((condition > 40).all()) and bool((condition < 250).all())
