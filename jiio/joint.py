@@ -94,7 +94,7 @@ class InputMemory:
     rule: as it is now.  factor: what overshooting has left of each sample's rate.  direction: each sample's recent one, a
     short moving average: the last one alone misses the slow oscillations of a lagging z and mu. Of averages 0, 0.5, 0.8,
     0.9 and recoveries of 2 and 5 % these were best on small random problems.  last: the direction before extrapolation.
-    lag: the larger of the last measured residuals of z and mu.
+    lag: the larger of the residuals of z and mu when the solve last looked at them.
     """
 
     RECOVERY: ClassVar[float] = 1.02

@@ -7,9 +7,9 @@ from jiio import LBFGS, PGD, Adam, L2Ball, Matrix, Normalized, Problem, Scalar, 
 from tests.problems import D, SmoothCell, linear_quadratic, smooth_problem, zeros
 
 OPTIMIZERS = {
-    "adam": (Adam(0.05), 800, 1e-3),
-    "gradient descent": (PGD(Scalar(0.1)), 800, 1e-4),
-    "preconditioned": (PGD(Matrix(0.1 * torch.eye(D, dtype=torch.float64), rate=1.0)), 800, 1e-4),
+    "adam": (Adam(0.2), 250, 1e-3),
+    "gradient descent": (PGD(Scalar(0.3)), 200, 1e-4),
+    "preconditioned": (PGD(Matrix(0.3 * torch.eye(D, dtype=torch.float64), rate=1.0)), 200, 1e-4),
     "lbfgs": (LBFGS(), 60, 1e-6),
     "preconditioned lbfgs": (LBFGS(initial=Scalar(1.0, scale=0.1)), 60, 1e-6),
 }

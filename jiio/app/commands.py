@@ -224,7 +224,7 @@ class Diagnose(WithData):
     run: Positional[str]
     """Run folder or the name of a packaged model."""
     images: int = 32
-    """Test images to look at."""
+    """Test images to look at; 0 for all."""
     picture: Path | None = None
     """Picture of the residuals; diagnose.png in the run folder otherwise."""
 
@@ -235,7 +235,8 @@ def diagnose(options: Diagnose) -> dict[str, Any]:
     from jiio.app.diagnose import diagnose as run
 
     folder, model, config = open_generator(options.run, options.device)
-    images = images_of(config, "test", options.data_dir)[: options.images]
+    images = images_of(config, "test", options.data_dir)
+    images = images[: options.images or len(images)]
     writable = own_run(folder)
     picture = options.picture or (folder if writable else Path(".")) / "diagnose.png"
     result = run(

@@ -80,7 +80,8 @@ class Adapt(Common):
 
     FOLDER has a sub-folder of examples for each class, named after it, and beside them the images to label.
 
-    Example: jiio adapt omniglot-5way1shot letters
+    Examples: jiio adapt digits-5way1shot digits
+              jiio adapt omniglot-5way1shot letters
     """
 
     run: Positional[str]

@@ -9,6 +9,7 @@ import tyro
 
 from jiio.app.commands import WithRun, images_of, open_generator
 from jiio.app.launch import team_of, train
+from jiio.app.run_folder import UserError
 
 Positional = tyro.conf.Positional
 
@@ -44,6 +45,8 @@ def train_restoration(options: TrainRestoration) -> dict[str, Any]:
     from jiio.app.train_restoration import RestorationTraining, default_folder, make_trainer
 
     folder, model, config = open_generator(options.run, options.device)
+    if config["task"] != "generation":
+        raise UserError(f"{folder} is a run of {config['task']}: only a generator is trained further")
     training = RestorationTraining(
         damage=options.damage,
         gradient=options.gradient,

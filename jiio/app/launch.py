@@ -42,6 +42,9 @@ def train(
         from jiio.app.scalars import Scalars
 
         watches = [*watches, Watch(LOG_EVERY, Scalars(folder.path / "tensorboard", done=trainer.step).write)]
+    # the bar is full then, and the command goes on for a while
+    fit = Watch(trainer.steps, lambda figures: console.print("fitting what the finished model needs"))
+    watches = [*watches, fit]
     several = f"{team.size} processes; " if team.size > 1 else ""
     console.print(f"{several}Ctrl-C saves and leaves")
     figures = run_training(

@@ -62,10 +62,11 @@ COMMANDS = {
 }
 
 
-def usage() -> str:
-    """The commands, a line each."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  jiio {name.ljust(width)}  {command.help}" for name, command in COMMANDS.items()]
+def usage(beginning: str = "") -> str:
+    """The commands whose names begin so, a line each."""
+    chosen = {name: command for name, command in COMMANDS.items() if name.startswith(beginning)}
+    width = max(map(len, chosen))
+    lines = [f"  jiio {name.ljust(width)}  {command.help}" for name, command in chosen.items()]
     return "\n".join(
         [
             "jiio: optimise the inputs of equilibrium networks, and train through it.",
@@ -85,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = next((name for name in COMMANDS if arguments[: len(name.split())] == name.split()), None)
     if name is None:
+        if arguments in (["train"], ["train", "-h"], ["train", "--help"]):
+            print(usage("train "))
+            return 0
         given = " ".join(arguments[:2]) if arguments[0] == "train" else arguments[0]
         near = difflib.get_close_matches(given, COMMANDS, n=1)
         hint = f"did you mean `jiio {near[0]}`?" if near else "`jiio --help` lists the commands."
@@ -107,13 +111,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+# The least value of the options that count something; 0 images are all of them.
+LEAST = {
+    "threads": 1,
+    "steps": 1,
+    "batch": 1,
+    "images": 0,
+    "latent": 1,
+    "joint_steps": 1,
+    "attack_steps": 1,
+    "tasks": 1,
+    "draws": 1,
+    "restarts": 1,
+}
+
+
 def prepare(options: commands.Common) -> None:
-    """Set the threads; `UserError` for a number of threads or a device that this machine has not, and for several
+    """Set the threads; `UserError` for numbers that can't be meant, a device that this machine has not, and for several
     processes where one does all."""
-    if launched() > 1 and not isinstance(options, commands.Train):
+    if launched() > 1 and not isinstance(options, commands.WithRun):
         raise UserError("only trainings run in several processes: start this command without a launcher")
-    if options.threads < 1:
-        raise UserError(f"--threads must be at least 1, got {options.threads}")
+    for name, least in LEAST.items():
+        value = getattr(options, name, None)
+        if isinstance(value, int) and value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if (radius := getattr(options, "radius", None)) is not None and not radius > 0:
+        raise UserError(f"--radius must be positive, got {radius}")
     torch.set_num_threads(options.threads)
     try:
         kind = torch.device(options.device).type

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save as serialize
 from torch import nn
 
-from jiio.load import CONFIG, WEIGHTS, load_weights
+from jiio.load import CONFIG, REFERENCE, WEIGHTS, load_weights
 
 KEPT = 2  # checkpoints kept: the last, and the one before in case it is damaged
 
@@ -35,6 +35,18 @@ def user_input() -> Iterator[None]:
         yield
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from error
+
+
+# What trainings and other commands write into a run's folder, beside its weights and its reference of a benchmark.
+WRITTEN = (
+    "checkpoints/*",
+    "tensorboard/*",
+    "*.jsonl",
+    "report.json",
+    "samples-*.png",
+    "diagnose.png",
+    "restoration.png",
+)
 
 
 @contextmanager
@@ -65,7 +77,7 @@ class RunFolder:
         if existing == "refuse" and file.is_file():
             raise UserError(f"{self.path} holds a run already: --resume goes on with it, --overwrite deletes it")
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for pattern in ("checkpoints/*", "tensorboard/*", "samples-*.png", "*.jsonl", WEIGHTS):
+        for pattern in (*WRITTEN, REFERENCE, WEIGHTS):
             for old in self.path.glob(pattern):
                 old.unlink()
         self.write_json(CONFIG, config)

@@ -57,6 +57,7 @@ class Trainer:
     def __init__(self, characters: Tensor, config: ContextConfig, training: Training, *, team: Team = Team()):
         self.training, self.team, self.device = training, team, team.device
         with user_input():
+            Episodes(characters, training.ways, training.shots, training.queries)  # of the size that the model is for
             self.episodes = Episodes(
                 characters, training.train_ways, training.shots, training.queries, turned=True, seed=training.seed
             )

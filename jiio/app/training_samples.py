@@ -18,9 +18,9 @@ FITTED_LATENTS = 2048  # the density is fitted to no more of them: a second
 
 
 def draw_samples(trainer: Trainer, path: Path) -> Path:
-    """A picture of ten training images, their reconstructions, and twenty images from a density fitted to the latents that
-    the training has found so far. Changes nothing of the training, nor of torch's random state."""
-    model, rows = trainer.model, torch.arange(COLUMNS)
+    """A picture of up to ten training images, their reconstructions, and twice as many images from a density fitted to the
+    latents that the training has found so far. Changes nothing of the training, nor of torch's random state."""
+    model, rows = trainer.model, torch.arange(min(COLUMNS, len(trainer.images)))
     with torch.no_grad():
         images, seen = trainer.seen(rows)
         found, _ = reconstruct(
@@ -34,8 +34,8 @@ def draw_samples(trainer: Trainer, path: Path) -> Path:
     latents = trainer.latents[trainer.latents.any(1)][:FITTED_LATENTS]
     density = LatentDensity.fit(latents, components=model.config.components)
     generator = torch.Generator().manual_seed(trainer.training.seed)
-    drawn = decode(model, density.sample(2 * COLUMNS, generator).to(trainer.device))
-    first, second = drawn.split(COLUMNS)
+    drawn = decode(model, density.sample(2 * len(rows), generator).to(trainer.device))
+    first, second = drawn.split(len(rows))
     rows_shown = (("images", images.cpu()), ("reconstructed", found.cpu()), ("sampled", first), ("", second))
     with writing(path.parent):
         return image_grid([(label, some, None) for label, some in rows_shown], path, title=f"step {trainer.step}")

@@ -162,3 +162,27 @@ def test_sample_writes_both_pictures(run: str, tmp_path: Path) -> None:
     assert main(["sample", run, "--rows", "1", "-o", str(tmp_path), "--json", str(figures), "--threads", "1"]) == 0
     assert (tmp_path / "samples.png").exists() and (tmp_path / "interpolation.png").exists()
     assert json.loads(figures.read_text())["samples"] == 10
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["train", "generation", "--batch", "0"], "--batch must be at least 1, got 0"),
+        (["train", "generation", "--images", "-5"], "--images must be at least 0, got -5"),
+        (["train", "vae", "--steps", "-1"], "--steps must be at least 1, got -1"),
+        (["train", "adversarial", "--radius", "-1"], "--radius must be positive, got -1.0"),
+        (["train", "meta", "--data", "digits", "--ways", "1"], "tasks need at least 2 ways"),
+        (["bench", "digits-generator", "--only", "joint", "--keep-reference"], "leave out --only"),
+    ],
+)
+def test_numbers_and_options_that_cannot_be_meant_are_refused(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_trainings_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "jiio train vae" in shown and "jiio restore" not in shown

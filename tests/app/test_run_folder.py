@@ -97,3 +97,12 @@ def test_only_missing_and_damaged_input_becomes_a_sentence() -> None:
         raise FileNotFoundError("no such")
     with pytest.raises(RuntimeError, match="a bug"), user_input():
         raise RuntimeError("a bug")
+
+
+def test_an_overwritten_run_keeps_nothing_of_the_old_model(tmp_path: Path) -> None:
+    folder = tiny_run(tmp_path / "run")
+    for name in ("report.json", "reference.json", "diagnose.png", "samples-10.png"):
+        (folder.path / name).write_text("old")
+    (folder.path / "mine.png").write_text("not the run's")
+    folder.create({"task": "generation"}, existing="replace")
+    assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "config.json", "mine.png"]
