@@ -181,7 +181,7 @@ class JointMap:
         distance = torch.linalg.vector_norm(change.flatten(1), dim=1)
         r_x = distance / (rate * self.problem.constraint.scale).clamp_min(torch.finfo(distance.dtype).tiny)
         # the Lagrangian is the cost at the equilibrium to second order in how far z is off, the cost only to first: compared
-        # by cost, every second attack ended at an earlier, worse image that a lagging z had flattered
+        # by cost, every fourth attack ended at an earlier image, unconverged, that a lagging z had flattered
         value = now.cost + torch.where(r_mu < 1, tree.inner(s.mu, defect), 0.0)
         merit = torch.where(r_z < max(self.tol_z, COMPARABLE), value, torch.inf)
         merit = torch.where(now.cost.isfinite(), merit, torch.nan)

@@ -55,8 +55,6 @@ def bench(options: Bench) -> dict[str, Any]:
     """`jiio bench`."""
     from jiio.app.bench_report import as_report, figure, show_result
 
-    if options.repeats < 1:
-        raise UserError(f"--repeats must be at least 1, got {options.repeats}")
     if options.only and options.keep_reference:
         raise UserError("--keep-reference keeps the settings of every method: leave out --only")
     runs = options.runs or tuple(name for name in packaged() if options.full or name.startswith(QUICK))

@@ -37,8 +37,6 @@ def sample(options: Sample) -> dict[str, Any]:
     """`jiio sample RUN`."""
     from jiio.app.sample import sample as run
 
-    if options.rows < 1:
-        raise UserError(f"--rows must be at least 1, got {options.rows}")
     _, model, config = open_generator(options.run, options.device)
     if options.density == "prior" and config["task"] != "vae":
         raise UserError("--density prior is for a VAE; this generator was trained without one: use mixture or gaussian")

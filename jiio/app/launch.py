@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jiio.app.run_folder import RunFolder, UserError
+from jiio.app.run_folder import RunFolder
 from jiio.app.table import console
 from jiio.app.team import Team, assemble
 from jiio.app.training import Trainable, Watch, open_run, run_training
@@ -19,8 +19,6 @@ LOG_EVERY = 10
 
 def team_of(options: WithRun) -> Team:
     """The processes that do a training."""
-    if options.checkpoint_every < 1:
-        raise UserError(f"--checkpoint-every must be at least 1, got {options.checkpoint_every}")
     return assemble(options.device, accumulate=options.accumulate)
 
 

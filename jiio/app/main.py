@@ -123,6 +123,9 @@ LEAST = {
     "tasks": 1,
     "draws": 1,
     "restarts": 1,
+    "rows": 1,
+    "repeats": 1,
+    "checkpoint_every": 1,
 }
 
 
