@@ -21,16 +21,10 @@ from jiio.schedule import Switch
 from jiio.solver import Anderson
 from jiio.tasks import meta
 from jiio.tasks.attack import JointAttack, attack_problem
-from jiio.tasks.generation import (
-    RATE,
-    SOLVER,
-    reconstruction,
-    reconstruction_step,
-    restoration,
-    restoration_step,
-)
+from jiio.tasks.generation import RATE, SOLVER, reconstruction, reconstruction_step
 from jiio.tasks.latent_model import density, solve_equilibrium, start
 from jiio.tasks.measurement import damage, measure
+from jiio.tasks.restoration import restoration, restoration_step
 from jiio.tasks.threat import Threat
 
 Labelled = tuple[Tensor, Tensor]  # images and their labels

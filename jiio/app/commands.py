@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from jiio.app.launch import team_of, train
 from jiio.app.run_folder import UserError, user_input
 from jiio.app.table import console
 from jiio.app.team import cpu_share
@@ -88,78 +87,6 @@ def demo(options: Demo) -> dict[str, Any]:
     from jiio.app.demo import demo as run
 
     return run(options.output, seed=options.seed, steps=options.steps)
-
-
-@dataclass(frozen=True)
-class TrainGeneration(Train):
-    """Train a generator of images by joint latent optimisation. Ctrl-C saves; --resume goes on.
-
-    Example: jiio train generation --data mnist --data-dir DATA
-    """
-
-    data: str = "digits"
-    """digits, mnist, fashion-mnist, cifar10, faces64, celeba, or folder:PATH for a folder of images."""
-    latent: int | None = None
-    """Entries of the latent vector; 16, 32 or 64 by the images' size otherwise."""
-    preset: Literal["small", "full"] = "small"
-    """small: what two CPU cores train in an hour; full: the paper's four scales of 32 to 256 channels, for 32x32 and 64x64."""
-    size: int | None = None
-    """Side to which images of celeba (64 otherwise) and of a folder (32) are resized."""
-    steps: int = 1500
-    """Optimiser steps."""
-    images: int = 16384
-    """Training images used, chosen by the seed; 0 for all."""
-    batch: int = 64
-    """Images a step."""
-    joint_steps: int = 20
-    """Joint steps of the inner solve of a batch."""
-    learning_rate: float = 1e-3
-    """Of Adam, at its highest."""
-    jacobian: float | None = None
-    """Weight of the Jacobian penalty; 1.0 for mdeq, 0 for well_posed otherwise."""
-    precision: Literal["32", "bf16"] = "32"
-    """Of the cell; bf16 is bfloat16, with everything else in float32."""
-    samples_every: int = 500
-    """Steps between pictures of reconstructions and samples, samples-STEP.png in the run folder; 0 for none."""
-
-
-def train_generation(options: TrainGeneration) -> dict[str, Any]:
-    """`jiio train generation`."""
-    from jiio.app.train_generation import Training, default_folder, make_trainer
-    from jiio.app.training import Watch
-
-    if options.samples_every < 0:
-        raise UserError(f"--samples-every must not be negative, got {options.samples_every}")
-    jacobian = options.jacobian if options.jacobian is not None else float(options.cell == "mdeq")
-    training = Training(
-        images=options.images,
-        steps=options.steps,
-        batch=options.batch,
-        joint_steps=options.joint_steps,
-        learning_rate=options.learning_rate,
-        jacobian=jacobian,
-        precision=options.precision,
-        seed=options.seed,
-    )
-    trainer, config = make_trainer(
-        options.data,
-        training,
-        data_dir=text(options.data_dir),
-        latent=options.latent,
-        cell=options.cell,
-        preset=options.preset,
-        size=options.size,
-        team=team_of(options),
-    )
-    folder = options.output or default_folder(options.data, options.seed)
-
-    def picture(figures: dict[str, float]) -> None:
-        from jiio.app.training_samples import draw_samples  # and with it matplotlib
-
-        draw_samples(trainer, folder / f"samples-{trainer.step}.png")
-
-    watches = [Watch(options.samples_every, picture)] if options.samples_every else []
-    return train(options, trainer, config, default=folder, watches=watches)
 
 
 @dataclass(frozen=True, kw_only=True)

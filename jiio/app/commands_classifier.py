@@ -15,10 +15,10 @@ from jiio.app.commands import Common, Train, WithData, open_model, own_run, text
 from jiio.app.launch import team_of, train
 from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.app.table import console
-from jiio.app.train_classifier import RADII, Training, default_folder, make_trainer
+from jiio.app.train_classifier import RADII, Attacker, Training, default_folder, make_trainer
 from jiio.data import load_images, load_labels
 from jiio.models import Classifier
-from jiio.tasks.threat import Threat
+from jiio.tasks.threat import Norm, Threat
 
 Positional = tyro.conf.Positional
 
@@ -32,25 +32,25 @@ class TrainAdversarial(Train):
 
     data: str = "digits"
     """digits, mnist, fashion-mnist or cifar10."""
-    attack: Literal["joint", "pgd", "none"] = "joint"
+    attack: Attacker = Training.attack
     """joint; pgd, the baseline with a full solve at each step; none, clean training."""
-    attack_steps: int = 6
+    attack_steps: int = Training.attack_steps
     """Steps of the attack on each batch."""
-    warm: bool = False
+    warm: bool = Training.warm
     """pgd only: start each solve where the last one ended."""
-    solve_tol: float = 1e-2
+    solve_tol: float = Training.solve_tol
     """Relative residual of the solves within an attack."""
-    norm: Literal["l2", "linf"] = "l2"
+    norm: Norm = Training.norm
     """Norm of the ball."""
     radius: float | None = None
     """Radius, pixels in [0, 1]; 0.7 for digits, 1 for mnist, 0.5 otherwise."""
-    clean: float = 0.0
+    clean: float = Training.clean
     """Share of the clean images in the loss."""
-    steps: int = 1500
+    steps: int = Training.steps
     """Optimiser steps."""
-    batch: int = 64
+    batch: int = Training.batch
     """Images a step."""
-    learning_rate: float = 4e-3
+    learning_rate: float = Training.learning_rate
     """Of Adam, at its highest."""
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from jiio.app.commands import Common, Train, open_model, text
 from jiio.app.launch import team_of, train
 from jiio.app.run_folder import UserError
-from jiio.app.train_meta import Training, default_folder, make_trainer
+from jiio.app.train_meta import Adaptation, Training, default_folder, make_trainer
+from jiio.data.omniglot import Division
 from jiio.models import ContextClassifier
-from jiio.tasks.meta import PRIOR
+from jiio.tasks.meta import PRIOR, Gradient
 
 Positional = tyro.conf.Positional
 
@@ -29,25 +30,25 @@ class TrainMeta(Train):
     data: str = "omniglot"
     """omniglot, or digits (embedded: six of them and their rotations for training, the others for testing)."""
 
-    ways: int = 5
+    ways: int = Training.ways
     """Classes of a task that the model is for."""
-    shots: int = 1
+    shots: int = Training.shots
     """Labelled examples of each class."""
     train_ways: int | None = None
     """Classes of a training task; 20 or `ways`, whichever is more, otherwise."""
-    queries: int = 2
+    queries: int = Training.queries
     """Unlabelled images of each class in a training task."""
-    tasks: int = 2
+    tasks: int = Training.tasks
     """Tasks of an optimiser step."""
-    gradient: Literal["exact", "first_order"] = "exact"
+    gradient: Gradient = Training.gradient
     """Outer gradient: exact needs a linear solve, first_order is cheaper and biased."""
-    adaptation: Literal["joint", "nested", "unrolled", "none"] = "joint"
+    adaptation: Adaptation = Training.adaptation
     """joint, or a baseline: nested (implicit MAML), unrolled (MAML), none (a prototypical network)."""
-    division: Literal["random", "original"] = "random"
+    division: Division = Training.division
     """1200 characters of all alphabets for training, or the 964 of the original background set."""
-    steps: int = 1500
+    steps: int = Training.steps
     """Optimiser steps."""
-    learning_rate: float = 3e-3
+    learning_rate: float = Training.learning_rate
     """Of Adam, at its highest."""
 
 

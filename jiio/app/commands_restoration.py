@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
 from jiio.app.commands import WithRun, images_of, open_generator
 from jiio.app.launch import team_of, train
 from jiio.app.run_folder import UserError
+from jiio.app.train_restoration import RestorationTraining, default_folder, make_trainer
+from jiio.tasks.restoration import Gradient
 
 Positional = tyro.conf.Positional
 
@@ -24,26 +26,24 @@ class TrainRestoration(WithRun):
 
     run: Positional[str] = "digits-generator"
     """Run folder or the name of a packaged model to begin with."""
-    damage: str = "hole"
+    damage: str = RestorationTraining.damage
     """hole, pixels, blur, downsample, superresolution, or noise-0.2 (any level)."""
-    gradient: Literal["exact", "first_order"] = "exact"
+    gradient: Gradient = RestorationTraining.gradient
     """exact differentiates through the solve; first_order holds the latents constant, which is cheaper and biased."""
-    steps: int = 200
+    steps: int = RestorationTraining.steps
     """Optimiser steps."""
-    images: int = 16384
+    images: int = RestorationTraining.images
     """Training images used, chosen by the seed; 0 for all."""
-    batch: int = 64
+    batch: int = RestorationTraining.batch
     """Images a step."""
-    joint_steps: int = 100
+    joint_steps: int = RestorationTraining.joint_steps
     """Joint steps of the solve of a batch, at most."""
-    learning_rate: float = 3e-4
+    learning_rate: float = RestorationTraining.learning_rate
     """Of Adam, at its highest."""
 
 
 def train_restoration(options: TrainRestoration) -> dict[str, Any]:
     """`jiio train restoration RUN`."""
-    from jiio.app.train_restoration import RestorationTraining, default_folder, make_trainer
-
     folder, model, config = open_generator(options.run, options.device)
     if config["task"] != "generation":
         raise UserError(f"{folder} is a run of {config['task']}: only a generator is trained further")
@@ -59,4 +59,4 @@ def train_restoration(options: TrainRestoration) -> dict[str, Any]:
     )
     images = images_of(config, "train", options.data_dir)
     trainer, saved = make_trainer(model, images, training, run=options.run, config=config, team=team_of(options))
-    return train(options, trainer, saved, default=default_folder(folder, options.seed))
+    return train(options, trainer, saved, default=default_folder(folder, training))

@@ -20,7 +20,8 @@ from jiio.app.training import run_training
 from jiio.data import load_images
 from jiio.models import Generator
 from jiio.optimizer import Adam
-from jiio.tasks.generation import reconstruction, reconstruction_step, start
+from jiio.tasks.generation import reconstruction, reconstruction_step
+from jiio.tasks.latent_model import start
 from jiio.tasks.metrics import psnr
 from jiio.tasks.ppca import PPCA
 

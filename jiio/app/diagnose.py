@@ -16,14 +16,10 @@ from jiio.problem import State
 from jiio.regularize import spectral_radius
 from jiio.solution import Solution, Status
 from jiio.solve import solve
-from jiio.tasks.generation import (
-    DamagedLoss,
-    reconstruction,
-    reconstruction_step,
-    start,
-)
-from jiio.tasks.latent_model import solve_equilibrium
+from jiio.tasks.generation import SOLVER, reconstruction, reconstruction_step
+from jiio.tasks.latent_model import solve_equilibrium, start
 from jiio.tasks.measurement import damage, measure
+from jiio.tasks.restoration import DamagedLoss
 
 OVERSHOOT = 20.0  # curvature after preconditioning that the safeguards of a step no longer make up for
 ALIGNED = 0.95  # cosine below which the first-order outer gradient is called off
@@ -35,7 +31,10 @@ def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | 
     with torch.no_grad():
         problem = reconstruction(model, images, prior=prior)
         step = reconstruction_step(model, len(images), prior=prior)
-        solution = solve(problem, start(model, len(images)), step=step, on_failure="ignore", trace=True)
+        first = start(model, len(images), latent=model.guess(images))
+        solution = solve(
+            problem, first, step=step, solver=SOLVER, on_failure="ignore", trace=True
+        )  # as `reconstruct` does
     x = solution.value.x
     radius = spectral_radius(lambda z: model.cell()(z, x), solve_equilibrium(model, x), steps=40)
     few = torch.arange(min(16, len(x)))
@@ -107,7 +106,7 @@ def advice(result: dict[str, Any]) -> list[str]:
     if result["preconditioned"]["worst"] > OVERSHOOT:
         lines.append(
             f"input steps overshoot: the curvature they meet is up to {result['preconditioned']['worst']:.0f} times what the "
-            "model's `tangent` and `spread` say. Fit them again (jiio.tasks.generation.fit_latents), or lower the rate."
+            "model's `tangent` and `spread` say. Fit them again (jiio.tasks.latent_fit.fit_latents), or lower the rate."
         )
     if failed and result["status"]["BUDGET"] == failed:
         lines.append("the samples that failed only ran out of steps: raise max_steps.")

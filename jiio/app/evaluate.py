@@ -16,14 +16,15 @@ from jiio.app.features import Features
 from jiio.app.figure import image_grid
 from jiio.app.frechet import frechet_figures, show_frechet
 from jiio.app.restore import to_device
-from jiio.app.table import show, with_interval
+from jiio.app.table import counted, show, with_interval
 from jiio.models import Generator
 from jiio.problem import State
 from jiio.solution import Solution
-from jiio.tasks.generation import PRIOR, reconstruct, restore
+from jiio.tasks.generation import PRIOR, reconstruct
 from jiio.tasks.measurement import EVALUATED, Hole, Measurement, damage, measure
 from jiio.tasks.metrics import decibel, each_psnr, interval, psnr, squared_error
 from jiio.tasks.ppca import PPCA
+from jiio.tasks.restoration import restore
 from jiio.tasks.ssim import ssim
 
 DAMAGES = EVALUATED
@@ -251,7 +252,7 @@ def show_report(report: dict[str, Any]) -> None:
     if "frechet" in report:
         show_frechet(report["frechet"])
     if report["damages"]:
-        show_damages(f"Restoration, {report['draws']} draws of the damage", report, report["damages"])
+        show_damages(f"Restoration, {counted(report['draws'], 'draw')} of the damage", report, report["damages"])
 
 
 def show_damages(title: str, report: dict[str, Any], damages: Sequence[str] = DAMAGES) -> None:

@@ -19,7 +19,7 @@ from jiio.app.evaluate import (
     over_seeds,
     show_damages,
 )
-from jiio.app.table import show
+from jiio.app.table import counted, show
 from jiio.models import VAE
 from jiio.tasks.latent_model import density
 from jiio.tasks.metrics import psnr
@@ -88,4 +88,4 @@ def show_report(report: dict[str, Any], damages: Sequence[str] = DAMAGES) -> Non
     )
     header = ("latent", "joint steps", "PSNR dB", "converged", "f + VJPs", "seconds")
     show(title, header, lines, note=f"pixel variance {report['pixel_variance']:.2g}")
-    show_damages(f"Restoration, {report['draws']} draws of the damage", report, damages)
+    show_damages(f"Restoration, {counted(report['draws'], 'draw')} of the damage", report, damages)

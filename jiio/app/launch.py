@@ -23,7 +23,12 @@ def team_of(options: WithRun) -> Team:
 
 
 def train(
-    options: WithRun, trainer: Trainable, config: dict[str, Any], *, default: Path, watches: Sequence[Watch] = ()
+    options: WithRun,
+    trainer: Trainable[Any, Any],
+    config: dict[str, Any],
+    *,
+    default: Path,
+    watches: Sequence[Watch] = (),
 ) -> dict[str, Any]:
     """A training, from the start or from the run's last checkpoint."""
     from jiio.app.progress import steps_bar
@@ -40,9 +45,6 @@ def train(
         from jiio.app.scalars import Scalars
 
         watches = [*watches, Watch(LOG_EVERY, Scalars(folder.path / "tensorboard", done=trainer.step).write)]
-    # the bar is full then, and the command goes on for a while
-    fit = Watch(trainer.steps, lambda figures: console.print("fitting what the finished model needs"))
-    watches = [*watches, fit]
     several = f"{team.size} processes; " if team.size > 1 else ""
     console.print(f"{several}Ctrl-C saves and leaves")
     figures = run_training(

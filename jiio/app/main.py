@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 import torch
 import tyro
 
+from jiio import __version__
 from jiio.app import (
     commands,
     commands_bench,
     commands_classifier,
     commands_evaluate,
+    commands_generation,
     commands_meta,
     commands_restoration,
     commands_sample,
-    commands_vae,
 )
 from jiio.app.run_folder import UserError, write_json
 from jiio.app.team import launched, leads, speaks
@@ -34,8 +35,12 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command(commands.Demo, commands.demo, "train on the embedded digits and restore damaged ones"),
-    "train generation": Command(commands.TrainGeneration, commands.train_generation, "train a generator of images"),
-    "train vae": Command(commands_vae.TrainVAE, commands_vae.train_vae, "train the generator's baseline, a VAE"),
+    "train generation": Command(
+        commands_generation.TrainGeneration, commands_generation.train_generation, "train a generator of images"
+    ),
+    "train vae": Command(
+        commands_generation.TrainVAE, commands_generation.train_vae, "train the generator's baseline, a VAE"
+    ),
     "train adversarial": Command(
         commands_classifier.TrainAdversarial,
         commands_classifier.train_adversarial,
@@ -73,7 +78,7 @@ def usage(beginning: str = "") -> str:
             "",
             *lines,
             "",
-            "`jiio COMMAND --help` explains a command. Start with: jiio demo",
+            "`jiio COMMAND --help` explains a command, `jiio --version` says which jiio this is. Start with: jiio demo",
         ]
     )
 
@@ -81,6 +86,9 @@ def usage(beginning: str = "") -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when done, 2 for a mistake in what was asked, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"jiio {__version__}")
+        return 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -126,6 +134,7 @@ LEAST = {
     "rows": 1,
     "repeats": 1,
     "checkpoint_every": 1,
+    "samples_every": 0,
 }
 
 
@@ -138,6 +147,8 @@ def prepare(options: commands.Common) -> None:
         value = getattr(options, name, None)
         if isinstance(value, int) and value < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if isinstance(options, commands.WithRun) and options.resume and options.overwrite:
+        raise UserError("--resume goes on with a run and --overwrite deletes it: give one of them")
     if (radius := getattr(options, "radius", None)) is not None and not radius > 0:
         raise UserError(f"--radius must be positive, got {radius}")
     torch.set_num_threads(options.threads)

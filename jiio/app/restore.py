@@ -12,8 +12,8 @@ from torch import Tensor
 from jiio.app.run_folder import UserError
 from jiio.data import read_image, write_image
 from jiio.models import Generator
-from jiio.tasks.generation import restore
 from jiio.tasks.measurement import Identity, Mask, Measurement, damage, measure
+from jiio.tasks.restoration import restore
 
 
 def read_images(paths: tuple[Path, ...], shape: tuple[int, int, int]) -> Tensor:

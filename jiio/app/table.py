@@ -22,6 +22,15 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, no
     console.print(table)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "draw"), counted(3, "draw")
+    ('1 draw', '3 draws')
+    """
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def with_interval(value: dict[str, float], digits: int = 2) -> str:
     """mean ± half width of the interval."""
     half = (value["high"] - value["low"]) / 2

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from jiio.app.run_folder import UserError, user_input
 from jiio.app.team import Team
-from jiio.app.training import Order, descend, learning_rate
+from jiio.app.training import Order, Trainable
 from jiio.data import load_images, load_labels
-from jiio.models import ClassifierConfig, classifier
+from jiio.models import Classifier, ClassifierConfig, classifier
 from jiio.tasks.adversarial import AdversarialLoss
 from jiio.tasks.attack import JointAttack, Method, PGDAttack
 from jiio.tasks.threat import Norm, Threat
@@ -32,7 +32,7 @@ class Training:
     """
 
     attack: Attacker = "joint"
-    attack_steps: int = 10
+    attack_steps: int = 6
     warm: bool = False
     solve_tol: float = 1e-2
     norm: Norm = "l2"
@@ -63,7 +63,7 @@ def default_config(shape: tuple[int, int, int], classes: int, *, cell: str = "we
     )
 
 
-class Trainer:
+class Trainer(Trainable[Classifier, Training]):
     """The state of a training: `step` optimiser steps done."""
 
     def __init__(
@@ -71,33 +71,21 @@ class Trainer:
     ):
         if len(images) < training.batch:
             raise UserError(f"{len(images)} training images are fewer than a batch of {training.batch}")
-        self.images, self.labels, self.training, self.team, self.device = images, labels, training, team, team.device
         torch.manual_seed(training.seed)
-        self.model = classifier(config).to(self.device)
+        super().__init__(classifier(config), training, team)
+        self.images, self.labels = images, labels
         self.model.on_failure = "ignore"
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
         self.order = Order(len(images), training.batch, training.seed)
-        self.step = 0
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole training."""
-        return self.training.steps
 
     def advance(self) -> dict[str, float]:
         """One optimiser step."""
-        training, rows = self.training, self.order.rows(self.step)
-        share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
-        found, norm = descend(
-            self.optimizer, lambda places: self.part(rows, places), batch=len(rows), team=self.team,
-            rate=training.learning_rate * share, clip=training.clip,
-        )  # fmt: skip
+        radius, rows = self.radius, self.order.rows(self.step)
+        found, norm = self.descend(lambda places: self.part(rows, places), batch=len(rows))
         figures = {name: float(found[name].mean()) for name in ("loss", "accuracy", "f", "vjp") if name in found}
         if "residual" in found:
             residual = found["residual"].median(0).values.tolist()
             figures |= dict(zip(("residual_z", "residual_mu", "residual_x"), residual, strict=True))
-            figures["radius"] = self.radius
-        self.step += 1
+            figures["radius"] = radius
         return {"step": self.step, "gradient_norm": float(norm)} | figures
 
     @property
@@ -136,18 +124,6 @@ class Trainer:
         down, right = torch.randint(0, 5, (2,), generator=generator).tolist()
         padded = F.pad(images, (2, 2, 2, 2), mode="reflect")
         return padded[:, :, down : down + images.shape[2], right : right + images.shape[3]].contiguous()
-
-    def finish(self) -> None:
-        """Nothing more to do."""
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights."""
-        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state."""
-        self.step = state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def method(training: Training) -> Method:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from jiio.app.progress import images_bar
 from jiio.app.run_folder import user_input
 from jiio.app.team import Team
-from jiio.app.training import Order, chosen, descend, learning_rate
+from jiio.app.training import Order, Trainable, chosen
 from jiio.data import load_images
-from jiio.models import GeneratorConfig, generator
+from jiio.models import Generator, GeneratorConfig, generator
 from jiio.regularize import jacobian_penalty
 from jiio.tasks.generation import PRIOR, GenerationLoss
 from jiio.tasks.image_rule import TangentStatistics, keep, tangents
@@ -23,6 +25,7 @@ from jiio.tasks.metrics import decibel
 Preset = Literal["small", "full"]
 FULL_CHANNELS = (32, 64, 128, 256)  # of the four scales of the JIIO paper's networks for CIFAR-10 and CelebA
 FULL_SIDE = 32  # of the finest scale
+SMALL_SIDE = 16  # of the finest scale of the small preset, at least, where images are twice as large or more
 Precision = Literal["32", "bf16"]
 COMPUTED_IN: dict[Precision, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16}
 
@@ -41,14 +44,13 @@ class Training:
     images: int = 16384
     steps: int = 1500
     batch: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warm_up: int = 50
     joint_steps: int = 20
     rate: float = 0.2
     prior: float = PRIOR
     clip: float = 20.0
     jacobian: float = 0.0
-    refresh_every: int = 8
     precision: Precision = "32"
     seed: int = 0
 
@@ -58,12 +60,13 @@ def default_config(
 ) -> GeneratorConfig:
     """A generator for images of `shape`.
 
-    small: two scales; small images keep their resolution, larger ones are decoded from half of it. What two CPU cores train
-    in an hour.  full: four scales of 32 to 256 channels, the finest at a resolution of 32x32 or all of a smaller image's.
+    small: two scales; images below 16x16 keep their resolution, others are decoded from a half of it, those of 64 from a
+    quarter. What two CPU cores train in an hour.
+    full: four scales of 32 to 256 channels, the finest at a resolution of 32x32 or all of a smaller image's.
     """
     side = min(shape[1:])
     tiny = side < 16
-    channels, patch = ((16, 32), 1) if tiny else ((32, 64), 2)
+    channels, patch = ((16, 32), 1) if tiny else ((32, 64), max(2, 2 ** int(math.log2(side / SMALL_SIDE))))
     if preset == "full":
         channels, patch = FULL_CHANNELS, max(1, side // FULL_SIDE)
         if any(length % (8 * patch) for length in shape[1:]):
@@ -79,7 +82,7 @@ def default_config(
     )
 
 
-class Trainer:
+class Trainer(Trainable[Generator, Training]):
     """The state of a training: `step` optimiser steps done, the last latents of every image. Images and latents stay on
     the CPU, a batch at a time goes to the device.
 
@@ -88,11 +91,11 @@ class Trainer:
 
     def __init__(self, images: Tensor, config: GeneratorConfig, training: Training, *, team: Team = Team()):
         images = chosen(images, training.images, batch=training.batch, seed=training.seed)
-        self.images, self.training, self.team, self.device = images, training, team, team.device
         torch.manual_seed(training.seed)
-        self.model = generator(config)
-        self.model.calibrate(images)
-        self.model.to(self.device)
+        model = generator(config)
+        model.calibrate(images)
+        super().__init__(model, training, team)
+        self.images = images
         self.loss = GenerationLoss(
             self.model,
             prior=training.prior,
@@ -100,20 +103,13 @@ class Trainer:
             rate=training.rate,
             compute_dtype=COMPUTED_IN[training.precision],
         )
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
         self.latents = torch.zeros(len(images), config.latent)
         self.encoder = Ridge(len(self.model.encoder) + config.latent, config.latent, decay=ENCODER_DECAY)
         self.guess = torch.zeros(len(self.encoder.square), config.latent)
         seeded = torch.Generator().manual_seed(training.seed)
         self.recent = torch.randn(REFRESH_IMAGES, config.latent, generator=seeded).to(self.device)
         self.statistics: TangentStatistics | None = None
-        self.step = 0
         self.order = Order(len(images), training.batch, training.seed)
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole training."""
-        return self.training.steps
 
     def rows(self) -> Tensor:
         """The images of this step."""
@@ -122,20 +118,14 @@ class Trainer:
     def advance(self) -> dict[str, float]:
         """One optimiser step; the figures that tell whether training is healthy."""
         training, rows = self.training, self.rows()
-        if self.step % training.refresh_every == 0:
-            self.refresh()
+        self.refresh()
         if self.step >= (1 - FINAL_SHARE) * training.steps:
             self.loss.joint_steps = max(training.joint_steps, FINAL_STEPS)
-        share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
-        found, norm = descend(
-            self.optimizer, lambda places: self.part(rows, places), batch=len(rows), team=self.team,
-            rate=training.learning_rate * share, clip=training.clip,
-        )  # fmt: skip
+        found, norm = self.descend(lambda places: self.part(rows, places), batch=len(rows))
         x, residual = found["x"], found["residual"].median(0).values
         self.latents[rows] = x.cpu()
         self.recent = x[:REFRESH_IMAGES]
         self.encoder.add(found["seen"], x)
-        self.step += 1
         return {
             "step": self.step,
             "loss": float(found["loss"].mean()),
@@ -178,11 +168,7 @@ class Trainer:
         """Refit the linear guess, and the tangents at the latents of the last batch; random ones at first."""
         if self.step > 0:
             self.guess = self.encoder.solve().to(self.device)
-        if len(self.recent) % self.team.size:
-            found = TangentStatistics.of(*tangents(self.model, self.recent))
-        else:
-            mine = tangents(self.model, self.team.share(self.recent))
-            found = TangentStatistics.of(*(self.team.gather(part) for part in mine))
+        found = TangentStatistics.of(*tangents(self.model, self.recent))
         self.statistics = found if self.statistics is None else self.statistics.mixed(found, REFRESH_WEIGHT)
         keep(self.model, self.statistics)
 
@@ -201,13 +187,12 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.training.seed)
         rows = torch.randperm(len(self.images), generator=generator)[:FITTED_IMAGES]
         images, latents = self.images[rows].to(self.device), self.latents[rows].to(self.device)
-        fit_latents(self.model, images, prior=self.training.prior, latent=latents)
+        with images_bar("fitting what the finished model needs", total=len(rows)) as watch:
+            fit_latents(self.model, images, prior=self.training.prior, latent=latents, watch=watch)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights."""
+        """What a checkpoint holds beside weights and optimiser."""
         return {
-            "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
             "latents": self.latents,
             "recent": self.recent.cpu().clone(),
             "statistics": None if self.statistics is None else tuple(self.statistics),
@@ -216,10 +201,9 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state."""
-        self.step, self.latents, self.recent = state["step"], state["latents"], state["recent"].to(self.device)
+        """Take up what `state` gave."""
+        self.latents, self.recent = state["latents"], state["recent"].to(self.device)
         self.statistics = None if state["statistics"] is None else TangentStatistics(*state["statistics"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.guess = state["guess"]
         for name, value in state["encoder"].items():
             setattr(self.encoder, name, value)
@@ -227,11 +211,11 @@ class Trainer:
 
 # The end of a training, where small steps can use an exact gradient, solves its batches until they converge.
 FINAL_SHARE, FINAL_STEPS = 0.1, 100
-# Adam turns the latent map by a tenth or so in as many steps, and preconditioned steps overshoot on stale tangents; a few
-# images often are worth more than many seldom.
-REFRESH_IMAGES = 4
-FITTED_IMAGES = 4096
+# Adam turns the latent map by a tenth or so in eight steps, and preconditioned steps overshoot on stale tangents: one image at
+# every step is worth more than many seldom (docs/results.md).
+REFRESH_IMAGES = 1
 REFRESH_WEIGHT = 0.3
+FITTED_IMAGES = 4096
 ENCODER_DECAY = 0.98  # of a batch's weight at each later one: some 3000 images count
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from jiio.app.run_folder import user_input
 from jiio.app.team import Team
-from jiio.app.training import descend, learning_rate
+from jiio.app.training import Trainable
 from jiio.data import load_characters
 from jiio.data.episodes import Episodes
 from jiio.data.omniglot import Division
-from jiio.models import ContextConfig, context_classifier
+from jiio.models import ContextClassifier, ContextConfig, context_classifier
 from jiio.optimizer import Adam
 from jiio.tasks.meta import PRIOR, Episode, Gradient, MetaLoss, measured_curvature
 from jiio.tasks.unrolled import UnrolledLoss
@@ -36,41 +36,33 @@ class Training:
     ways: int = 5
     shots: int = 1
     train_ways: int = 20
-    queries: int = 3
+    queries: int = 2
     tasks: int = 2
     gradient: Gradient = "exact"
     adaptation: Adaptation = "joint"
     adaptation_steps: int = 12
     prior: float = PRIOR
     division: Division = "random"
-    steps: int = 2000
-    learning_rate: float = 2e-3
+    steps: int = 1500
+    learning_rate: float = 3e-3
     warm_up: int = 50
     clip: float = 5.0
     refresh_every: int = 20
     seed: int = 0
 
 
-class Trainer:
+class Trainer(Trainable[ContextClassifier, Training]):
     """The state of a training: `step` optimiser steps done."""
 
     def __init__(self, characters: Tensor, config: ContextConfig, training: Training, *, team: Team = Team()):
-        self.training, self.team, self.device = training, team, team.device
         with user_input():
             Episodes(characters, training.ways, training.shots, training.queries)  # of the size that the model is for
             self.episodes = Episodes(
                 characters, training.train_ways, training.shots, training.queries, turned=True, seed=training.seed
             )
         torch.manual_seed(training.seed)
-        self.model = context_classifier(config).to(self.device)
+        super().__init__(context_classifier(config), training, team)
         self.loss = self._loss()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
-        self.step = 0
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole training."""
-        return self.training.steps
 
     def _loss(self) -> MetaLoss | UnrolledLoss:
         training = self.training
@@ -97,12 +89,7 @@ class Trainer:
         training, episode = self.training, self.episode()
         if self.step % training.refresh_every == 0 and training.adaptation != "none":
             self.refresh(episode)
-        share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
-        found, norm = descend(
-            self.optimizer, lambda places: self.part(episode, places), batch=training.tasks, team=self.team,
-            rate=training.learning_rate * share, clip=training.clip,
-        )  # fmt: skip
-        self.step += 1
+        found, norm = self.descend(lambda places: self.part(episode, places), batch=training.tasks)
         residual = found.pop("residual").median(0).values
         return {
             "step": self.step,
@@ -141,15 +128,6 @@ class Trainer:
         episodes = Episodes(self.episodes.images, training.ways, training.shots, training.queries, seed=training.seed)
         support, labels, _, _ = (part.to(self.device) for part in episodes.draw(0, FINISH_TASKS))
         self.model.curvature.copy_(measured_curvature(self.model, support, labels, training.ways, prior=training.prior))
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights."""
-        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state."""
-        self.step = state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def chosen(episode: Episode, places: Tensor) -> Episode:

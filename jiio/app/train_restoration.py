@@ -13,12 +13,12 @@ from torch import Tensor
 from jiio.app.restore import to_device
 from jiio.app.run_folder import user_input
 from jiio.app.team import Team
-from jiio.app.training import Order, chosen, descend, learning_rate
+from jiio.app.training import Order, Trainable, chosen
 from jiio.models import Generator
-from jiio.tasks.generation import DamagedLoss, Gradient
 from jiio.tasks.image_rule import refit_tangent
 from jiio.tasks.measurement import Measurement, damage, measure
 from jiio.tasks.metrics import decibel
+from jiio.tasks.restoration import DamagedLoss, Gradient
 
 
 @dataclass(frozen=True)
@@ -42,24 +42,18 @@ class RestorationTraining:
     seed: int = 0
 
 
-class RestorationTrainer:
+class RestorationTrainer(Trainable[Generator, RestorationTraining]):
     """The state of a training: `step` optimiser steps done. The outer loss is on the clean image, so its gradient goes
-    through the solve: exactly, or with the latents held constant."""
+    through the solve: exactly, or with the latents held constant. The density of the latents and the residual variance stay
+    as they are."""
 
     def __init__(self, model: Generator, images: Tensor, training: RestorationTraining, *, team: Team = Team()):
         images = chosen(images, training.images, batch=training.batch, seed=training.seed)
-        self.images, self.training, self.team, self.device = images, training, team, team.device
+        super().__init__(copy.deepcopy(model).requires_grad_(), training, team)
+        self.images = images
         self.operator, self.sigma = damage(training.damage)
-        self.model = copy.deepcopy(model).to(self.device).requires_grad_()
         self.loss = DamagedLoss(self.model, gradient=training.gradient, joint_steps=training.joint_steps)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
         self.order = Order(len(images), training.batch, training.seed)
-        self.step = 0
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole training."""
-        return self.training.steps
 
     def damaged(self, rows: Tensor) -> Measurement:
         """The images `rows` as this epoch damages them."""
@@ -71,12 +65,7 @@ class RestorationTrainer:
     def advance(self) -> dict[str, float]:
         """One optimiser step; the figures that tell whether training is healthy."""
         training, rows = self.training, self.order.rows(self.step)
-        share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
-        found, norm = descend(
-            self.optimizer, lambda places: self.part(rows[places]), batch=len(rows), team=self.team,
-            rate=training.learning_rate * share, clip=training.clip,
-        )  # fmt: skip
-        self.step += 1
+        found, norm = self.descend(lambda places: self.part(rows[places]), batch=len(rows))
         if self.step % training.refresh_every == 0:
             refit_tangent(self.model, found["x"])
         loss, residual = float(found["loss"].mean()), found["residual"].median(0).values
@@ -103,18 +92,6 @@ class RestorationTrainer:
             "evaluations": solution.work.f / len(rows) * each,
         }
 
-    def finish(self) -> None:
-        """Nothing: the density of the latents and the residual variance are those that the training went through."""
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights."""
-        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state."""
-        self.step = state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
-
 
 def make_trainer(
     model: Generator,
@@ -133,6 +110,7 @@ def make_trainer(
     return trainer, config | {"restoration": {"run": run} | asdict(training)}
 
 
-def default_folder(run: Path, seed: int) -> Path:
-    """runs/restoration-RUN-SEED."""
-    return Path("runs") / f"restoration-{run.name}-{seed}"
+def default_folder(run: Path, training: RestorationTraining) -> Path:
+    """runs/restoration-RUN-DAMAGE-GRADIENT-SEED."""
+    name = f"restoration-{run.name}-{training.damage}-{training.gradient.replace('_', '-')}-{training.seed}"
+    return Path("runs") / name

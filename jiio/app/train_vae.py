@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jiio.app.progress import images_bar
 from jiio.app.run_folder import UserError, user_input
 from jiio.app.team import Team
 from jiio.app.train_generation import FITTED_IMAGES, Preset, default_config
-from jiio.app.training import Order, chosen, descend, learning_rate
+from jiio.app.training import Order, Trainable, chosen
 from jiio.data import load_images
-from jiio.models import VAEConfig, vae
+from jiio.models import VAE, VAEConfig, vae
 from jiio.regularize import jacobian_penalty
 from jiio.tasks.metrics import decibel
 from jiio.tasks.vae import VAELoss, fit_vae
@@ -40,7 +41,7 @@ class Training:
     seed: int = 0
 
 
-class Trainer:
+class Trainer(Trainable[VAE, Training]):
     """The state of a training: `step` optimiser steps done. Images stay on the CPU, a batch at a time goes to the device."""
 
     def __init__(self, images: Tensor, config: VAEConfig, training: Training, *, team: Team = Team()):
@@ -49,22 +50,15 @@ class Trainer:
             raise UserError(
                 "a VAE's pixel variance belongs to a whole batch: train it in one process, without --accumulate"
             )
-        self.images, self.training, self.team, self.device = images, training, team, team.device
         torch.manual_seed(training.seed)
-        self.model = vae(config)
-        self.model.encoder.network.on_failure = "ignore"
-        self.model.encoder.network.tol = SOLVE_TOL
-        self.model.generator.calibrate(images)
-        self.model.to(self.device)
+        model = vae(config)
+        model.encoder.network.on_failure = "ignore"
+        model.encoder.network.tol = SOLVE_TOL
+        model.generator.calibrate(images)
+        super().__init__(model, training, team)
+        self.images = images
         self.loss = VAELoss(self.model, tol=SOLVE_TOL)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
         self.order = Order(len(images), training.batch, training.seed)
-        self.step = 0
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole training."""
-        return self.training.steps
 
     def noise(self, step: int) -> torch.Generator:
         """The noise of a step, by seed and step alone."""
@@ -73,12 +67,7 @@ class Trainer:
     def advance(self) -> dict[str, float]:
         """One optimiser step; the figures that tell whether training is healthy."""
         training = self.training
-        share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
-        found, norm = descend(
-            self.optimizer, self.part, batch=training.batch, team=self.team,
-            rate=training.learning_rate * share, clip=training.clip,
-        )  # fmt: skip
-        self.step += 1
+        found, norm = self.descend(self.part, batch=training.batch)
         return {
             "step": self.step,
             "loss": float(found["bound"].mean()),
@@ -117,16 +106,8 @@ class Trainer:
         """Fit what searches for latents need: pixel variance, tangents, the density of the latents."""
         generator = torch.Generator().manual_seed(self.training.seed)
         rows = torch.randperm(len(self.images), generator=generator)[:FITTED_IMAGES]
-        fit_vae(self.model, self.images[rows].to(self.device), generator=generator)
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights."""
-        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state."""
-        self.step = state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        with images_bar("fitting what the finished model needs", total=len(rows)) as watch:
+            fit_vae(self.model, self.images[rows].to(self.device), generator=generator, watch=watch)
 
 
 SOLVE_TOL = 1e-3  # of the equilibria and their gradients in training

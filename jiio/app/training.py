@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,8 @@ from jiio.app.team import Team
 Figures = dict[str, float]
 
 
-class Trainable(Protocol):
-    """The state of a training that `run_training` carries on: `step` optimiser steps are done."""
-
-    step: int
-    team: Team
+class Options(Protocol):
+    """What every training's options have."""
 
     @property
     def steps(self) -> int:
@@ -29,25 +27,91 @@ class Trainable(Protocol):
         ...
 
     @property
-    def model(self) -> nn.Module:
-        """The model, whose weights are a checkpoint's first half."""
+    def learning_rate(self) -> float:
+        """Of Adam, at its highest."""
         ...
 
-    def advance(self) -> dict[str, float]:
-        """One optimiser step; the figures that tell whether training is healthy."""
+    @property
+    def warm_up(self) -> int:
+        """Steps over which the learning rate grows to it."""
         ...
+
+    @property
+    def clip(self) -> float:
+        """Largest norm of a gradient."""
+        ...
+
+
+Net = TypeVar("Net", bound=nn.Module)
+Opt = TypeVar("Opt", bound=Options)
+
+
+class Trainable(ABC, Generic[Net, Opt]):
+    """The state of a training that `run_training` carries on: `step` optimiser steps are done.
+
+    A training says what one step does, `advance`, by way of `descend`; what it keeps beside weights and optimiser it gives
+    to a checkpoint in `state`.
+    """
+
+    def __init__(self, model: Net, training: Opt, team: Team):
+        self.model, self.training, self.team, self.device = model.to(team.device), training, team, team.device
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
+        self.step = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.training.steps
+
+    @abstractmethod
+    def advance(self) -> Figures:
+        """One optimiser step; the figures that tell whether training is healthy."""
+
+    def descend(
+        self, part: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]], *, batch: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Count a step, and take it: Adam's, on the mean loss of a batch, with the gradient's norm clipped.
+
+        part(places) gives the mean loss of the samples at some places of the batch, and what was found of each of them,
+        (samples, ...); it is called for every part of this process's share. Returned: what was found of the whole batch,
+        with its "loss", and the norm before clipping.
+        """
+        training, parameters = self.training, list(self.model.parameters())
+        self.optimizer.zero_grad()
+        found: list[dict[str, Tensor]] = []
+        parts = self.team.parts(batch)
+        for places in parts:
+            loss, values = part(places)
+            (loss / len(parts)).backward()
+            found.append(values | {"loss": loss.detach().expand(len(places))})
+        self.team.average_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip)
+        share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
+        for group in self.optimizer.param_groups:
+            group["lr"] = training.learning_rate * share
+        self.optimizer.step()
+        self.step += 1
+        return {name: self.team.gather(torch.cat([values[name] for values in found])) for name in found[0]}, norm
 
     def finish(self) -> None:
         """What the weights still need after the last step."""
-        ...
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights."""
-        ...
+        """What a checkpoint holds beside weights and optimiser."""
+        return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state."""
-        ...
+        """Take up what `state` gave."""
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All that a checkpoint holds beside the weights."""
+        return self.state() | {"step": self.step, "optimizer": self.optimizer.state_dict()}
+
+    def resume(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.step = checkpoint["step"]
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.restore(checkpoint)
 
 
 class Order:
@@ -82,37 +146,6 @@ def learning_rate(step: int, *, steps: int, warm_up: int) -> float:
     return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def descend(
-    optimizer: torch.optim.Optimizer,
-    part: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]],
-    *,
-    batch: int,
-    team: Team,
-    rate: float,
-    clip: float,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimiser step at `rate` on the mean loss of a batch, the gradient's norm clipped to `clip`.
-
-    part(places) gives the mean loss of the samples at some places of the batch, and what was found of each of them,
-    (samples, ...); it is called for every part of this process's share. Returned: what was found of the whole batch, with
-    its "loss", and the norm before clipping.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    optimizer.zero_grad()
-    found: list[dict[str, Tensor]] = []
-    parts = team.parts(batch)
-    for places in parts:
-        loss, values = part(places)
-        (loss / len(parts)).backward()
-        found.append(values | {"loss": loss.detach().expand(len(places))})
-    team.average_gradients(parameters)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    return {name: team.gather(torch.cat([values[name] for values in found])) for name in found[0]}, norm
-
-
 class Watch(NamedTuple):
     """What is to be done with the figures every so many steps."""
 
@@ -122,7 +155,7 @@ class Watch(NamedTuple):
 
 def run_training(
     folder: RunFolder,
-    trainer: Trainable,
+    trainer: Trainable[Any, Any],
     *,
     checkpoint_every: int = 200,
     log_every: int = 10,
@@ -135,7 +168,7 @@ def run_training(
     """
 
     def save(figures: Figures) -> None:
-        folder.save_checkpoint(trainer.step, trainer.model, trainer.state())
+        folder.save_checkpoint(trainer.step, trainer.model, trainer.checkpoint())
 
     watches = [Watch(log_every, folder.log), Watch(checkpoint_every, save), *watches]
     team, began = trainer.team, time.perf_counter()
@@ -175,7 +208,7 @@ def _act(watches: Sequence[Watch], figures: Figures) -> None:
 
 
 def open_run(
-    folder: RunFolder, trainer: Trainable, config: dict[str, Any], *, resume: bool, overwrite: bool
+    folder: RunFolder, trainer: Trainable[Any, Any], config: dict[str, Any], *, resume: bool, overwrite: bool
 ) -> list[str]:
     """Make the run's folder, or take up its last checkpoint; what was wrong with checkpoints that had to be skipped."""
     team = trainer.team
@@ -186,7 +219,7 @@ def open_run(
     weights, state, problems = team.first(lambda: _checkpoint(folder, trainer.model))
     trainer.model.load_state_dict(weights)
     if state is not None:
-        trainer.restore(state)
+        trainer.resume(state)
     team.first(lambda: folder.rewind_log(trainer.step))
     return problems
 

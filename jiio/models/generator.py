@@ -21,7 +21,7 @@ from jiio.models.spectral import convolution_norm
 # The readout's sigmoid goes from -MARGIN to 1 + MARGIN: black and white are reached at a slope that is not yet 0, which
 # keeps the curvatures of the latents of different images within a factor (docs/results.md).
 MARGIN = 0.1
-THUMBNAIL = 28  # side of the image that the linear encoder sees
+THUMBNAIL = 28**2  # numbers that the linear encoder sees of an image, at most
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig, equilibrium: WellPosedCell | MDEQ):
         super().__init__()
         self.config, self.equilibrium = config, equilibrium
-        self.thumbnail = min(THUMBNAIL, *config.image_shape[1:])
+        self.thumbnail = min(math.isqrt(THUMBNAIL // config.image_shape[0]), *config.image_shape[1:])
         outputs = config.image_shape[0] * config.patch**2
         width = config.channels[0]
         self.weight = nn.Parameter(0.1 * torch.randn(outputs, width, 3, 3))

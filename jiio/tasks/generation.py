@@ -1,46 +1,33 @@
-"""Generation by latent optimisation, and inverse problems solved with the generator.
+"""Generation by latent optimisation (JIIO paper, generative experiment):
 
-Training (JIIO paper, generative experiment):   min_theta sum_i min_{x_i} 1/2 |h(z_i) - y_i|^2 + prior/2 |x_i|^2
-Restoration of a measurement y = A image + noise, with a density p of the latents and pixel residual variance v:
-
-    min_x  1/2 v / (v c + sigma^2) |A h(z) - y|^2  -  v log p(x),      c the mean square of the rows of A
-
-which is v times the negative log posterior where A A^T = c (masks, means over blocks; for a blur nearly), so that it goes
-over into the training cost without damage.
+min_theta sum_i min_{x_i} 1/2 |h(z_i) - y_i|^2 + prior/2 |x_i|^2     subject to     z_i = f(z_i, x_i)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jiio.deq import DEQ
-from jiio.implicit import implicit
 from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.schedule import Constant, Falling
 from jiio.solution import OnFailure, Solution
 from jiio.solve import solve
 from jiio.solver import Delayed
-from jiio.tasks.density import LatentDensity
 from jiio.tasks.image_rule import ImageRule
-from jiio.tasks.latent_model import LatentModel, density, start
-from jiio.tasks.measurement import Identity, Measurement, Operator
+from jiio.tasks.latent_model import LatentModel, start
 
 PRIOR = 0.05
 RATE = 0.2
 FIRST_STEPS = Falling(3.0, 1.0, factor=0.8)  # times the rate: far from the minimum the average tangents are too careful
 LOOKAHEAD = Falling(1.0, 0.0, factor=0.9)
-CORRELATED = 8.0
-ROW_PROBES = 32
 SOLVER = Delayed(after=30)
-ROUGH_STEPS, ROUGH_TOL = 30, 0.1
-Gradient = Literal["exact", "first_order"]
+# From the guess of a training, near the minimum, mixing may begin early; from the mean latent it then finds saddles.
+TRAINING_SOLVER = Delayed(after=8)
 
 
 def reconstruction(
@@ -61,56 +48,9 @@ def reconstruction(
         return f(z, x)
 
     def cost(z: Any, x: Tensor, target: Tensor) -> Tensor:
-        return 0.5 * _squares(readout(z) - target) + 0.5 * prior * _squares(x)
+        return 0.5 * squares(readout(z) - target) + 0.5 * prior * squares(x)
 
     return Problem(cell, cost, context=(images,), compute_dtype=compute_dtype)
-
-
-def restoration(model: LatentModel, measurement: Measurement, prior: LatentDensity | None = None) -> Problem:
-    """Fit latents to a measurement, with the model's density of them or another, as the module's first lines say."""
-    f, readout, operator = model.cell(), model.decoder(), measurement.operator
-    variance, prior = model_variance(model, measurement), prior or density(model)
-    weight = data_weight(variance, measurement)
-
-    def cell(z: Any, x: Tensor, target: Tensor, *parameters: Tensor) -> Any:
-        return f(z, x)
-
-    def cost(z: Any, x: Tensor, target: Tensor, *parameters: Tensor) -> Tensor:
-        misfit = operator.apply(readout(z), *parameters) - target
-        return 0.5 * weight * _squares(misfit) + variance * prior.energy(x)
-
-    return Problem(cell, cost, context=(measurement.y, *measurement.parameters))
-
-
-def model_variance(model: LatentModel, measurement: Measurement) -> Tensor:
-    """v: the model's residual variance, `CORRELATED` times as much where pixels are hidden.
-
-    Errors of neighbouring pixels go together, so known pixels tell less than as many independent ones would. The factor
-    was chosen on training digits with a hole: 13.6, 14.0, 14.3, 14.2, 13.8 dB with 1, 2, 4, 8, 16.
-    """
-    return model.residual_variance * (1.0 if measurement.mask is None else CORRELATED)
-
-
-def data_weight(variance: Tensor, measurement: Measurement) -> Tensor:
-    """v / (v c + sigma^2): how far a number measured with noise sigma (on the scale [0, 1]) is believed.
-
-    A mean over many pixels has less of the model's residual than one pixel. On 150 training digits, with the steps that go
-    with it, c made 23.0 of 21.1 dB of blurred ones, 19.4 of 18.2 at half the resolution, 11.6 of 11.7 at a quarter.
-    """
-    return variance / (variance * row_square(measurement) + measurement.sigma**2)
-
-
-def row_square(measurement: Measurement) -> float:
-    """c: the mean square of the rows of A that are not 0 (mean diagonal of A A^T), from random signs; 1 for a mask."""
-    if measurement.mask is not None:
-        return 1.0
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, (ROW_PROBES, *measurement.image_shape), generator=generator) * 2.0 - 1
-    # an operator that differs between samples is judged by its first
-    parameters = tuple(part[:1].expand(ROW_PROBES, *part.shape[1:]) for part in measurement.parameters)
-    with torch.no_grad():
-        diagonal = measurement.operator.apply(signs.to(measurement.y), *parameters).square().mean(0)
-    return float(diagonal.sum() / (diagonal > 0).sum().clamp_min(1))
 
 
 def reconstruction_step(model: LatentModel, batch: int, *, prior: float = PRIOR, rate: float = RATE) -> Step:
@@ -120,41 +60,6 @@ def reconstruction_step(model: LatentModel, batch: int, *, prior: float = PRIOR,
     weight = tangent.new_ones(1, len(tangent)).expand(batch, -1)
     rule = ImageRule(model.decoder(), model.slope, tangent, model.spread, weight, lambda x: precision, rate)
     return Step(rule, schedule=FIRST_STEPS, lookahead=LOOKAHEAD)
-
-
-def restoration_step(
-    model: LatentModel, measurement: Measurement, prior: LatentDensity | None = None, *, rate: float = RATE
-) -> Step:
-    """The same with the measurement's share of each pixel and the density of the latents."""
-    variance, prior = model_variance(model, measurement), prior or density(model)
-    believed = data_weight(variance, measurement)
-    weight = believed * pixel_weight(measurement)
-
-    def curvature(x: Tensor) -> Tensor:
-        return variance * prior.curvature(x)
-
-    mixed = None if measurement.mask is not None or isinstance(measurement.operator, Identity) else measurement
-    rule = ImageRule(
-        model.decoder(), model.slope, model.tangent, model.spread, weight, curvature, rate, measurement=mixed,
-        believed=believed,
-    )  # fmt: skip
-    return Step(rule, schedule=FIRST_STEPS, lookahead=LOOKAHEAD)
-
-
-def pixel_weight(measurement: Measurement) -> Tensor:
-    """How much of each pixel is measured, (batch, pixels): the mask where there is one, else the operator's energy."""
-    shape = (len(measurement.y), *measurement.image_shape)
-    if measurement.mask is not None:
-        return measurement.mask.expand(shape).flatten(1)
-    return energy(measurement.operator, measurement).view(-1, 1).expand(-1, math.prod(measurement.image_shape))
-
-
-def energy(operator: Operator, measurement: Measurement) -> Tensor:
-    """Mean |A r|^2 / |r|^2 over white noise r, of each sample: what A leaves of the data term's curvature, (batch,)."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(measurement.image_shape, generator=generator).to(measurement.y)
-    noise = noise.expand(len(measurement.y), *measurement.image_shape)
-    return _squares(operator.apply(noise, *measurement.parameters)) / _squares(noise)
 
 
 def reconstruct(
@@ -181,42 +86,6 @@ def reconstruct(
         return model.readout(solution.value.z), solution
 
 
-def restore(
-    model: LatentModel, measurement: Measurement, *, max_steps: int = 300, on_failure: OnFailure = "warn"
-) -> tuple[Tensor, Solution[State]]:
-    """(restored images in the generator's range, solution) of a joint solve; its work includes that of `restoration_start`."""
-    with torch.no_grad():
-        first = restoration_start(model, measurement)
-        solution = solve(
-            restoration(model, measurement),
-            first.value,
-            step=restoration_step(model, measurement),
-            solver=SOLVER,
-            max_steps=max_steps,
-            on_failure=on_failure,
-        )
-        solution.work.add(f=first.work.f, vjp=first.work.vjp, cost_grad=first.work.cost_grad)
-        return model.readout(solution.value.z), solution
-
-
-def restoration_start(model: LatentModel, measurement: Measurement) -> Solution[State]:
-    """A rough solve under one Gaussian, which says near which of the density's components a measurement lies.
-
-    From the mean of all latents the density itself leads to whatever component is widest: on 360 test digits with a hole
-    13.7 dB, against 15.5 dB from this start.
-    """
-    with torch.no_grad():
-        prior = density(model).gaussian()
-        return solve(
-            restoration(model, measurement, prior),
-            start(model, len(measurement.y)),
-            step=restoration_step(model, measurement, prior),
-            max_steps=ROUGH_STEPS,
-            tol=ROUGH_TOL,
-            on_failure="ignore",
-        )
-
-
 class GenerationLoss(nn.Module):
     """forward(images, latent) -> (loss, solution): a joint solve, then the envelope gradient (no further solve)."""
 
@@ -238,7 +107,7 @@ class GenerationLoss(nn.Module):
             problem,
             start(self.model, len(images), latent=latent),
             step=self._step(len(images)),
-            solver=SOLVER,
+            solver=TRAINING_SOLVER,
             max_steps=self.joint_steps,
             on_failure="ignore",
         )
@@ -251,46 +120,8 @@ class GenerationLoss(nn.Module):
         return replace(step, schedule=Constant(), lookahead=0.0)
 
 
-class DamagedLoss(nn.Module):
-    """forward(images, measurement) -> (loss, solution): restore a measurement, compare with the clean image.
-
-    The outer loss is not the inner cost, so its gradient is not free. gradient = "exact": implicit differentiation, one
-    linear solve. "first_order": x* held constant, the path through it dropped; cheaper and biased.
-    """
-
-    def __init__(self, model: LatentModel, *, gradient: Gradient = "exact", joint_steps: int = 60, rate: float = RATE):
-        super().__init__()
-        if gradient not in ("exact", "first_order"):
-            raise ValueError(f"gradient must be 'exact' or 'first_order', got {gradient!r}")
-        self.model: LatentModel = model
-        self.gradient, self.joint_steps, self.rate = gradient, joint_steps, rate
-
-    def forward(self, images: Tensor, measurement: Measurement) -> tuple[Tensor, Solution[State]]:
-        """Half the mean squared error of an image, summed over its pixels."""
-        problem = restoration(self.model, measurement)
-        solution = solve(
-            problem,
-            restoration_start(self.model, measurement).value,
-            step=self._step(measurement),
-            solver=SOLVER,
-            max_steps=self.joint_steps,
-            on_failure="ignore",
-        )
-        z = self._equilibrium(solution)
-        return 0.5 * _squares(self.model.readout(z) - images).mean(), solution
-
-    def _step(self, measurement: Measurement) -> Step:
-        with torch.no_grad():
-            return restoration_step(self.model, measurement, rate=self.rate)
-
-    def _equilibrium(self, solution: Solution[State]) -> Any:
-        if self.gradient == "exact":
-            return implicit(solution, tol=1e-3, max_steps=100, on_failure="ignore").z
-        deq = DEQ(self.model.cell(), tol=1e-3, gradient_tol=1e-3, on_failure="ignore")
-        return deq(solution.value.x, solution.value.z)
-
-
-def _squares(value: Tensor) -> Tensor:
+def squares(value: Tensor) -> Tensor:
+    """Sum of squares of each sample, (batch,)."""
     return value.square().flatten(1).sum(1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,18 @@ from jiio.tasks.latent_model import LatentModel
 FIT_BATCH = 256  # images solved at once
 
 
-def fit_latents(model: LatentModel, images: Tensor, *, prior: float = PRIOR, latent: Tensor | None = None) -> None:
-    """Set the model's buffers from some training images: tangent, encoder, the density of latents, residual variance."""
+def fit_latents(
+    model: LatentModel,
+    images: Tensor,
+    *,
+    prior: float = PRIOR,
+    latent: Tensor | None = None,
+    watch: Callable[[int], object] = lambda images: None,
+) -> None:
+    """Set the model's buffers from some training images: tangent, encoder, the density of latents, residual variance.
+
+    watch: is told how many more images are done.
+    """
     few = None if latent is None else latent[:TANGENT_IMAGES]
     _, first = reconstruct(model, images[:TANGENT_IMAGES], prior=prior, latent=few, on_failure="ignore")
     # with the tangent at fitted latents the fit of all is quicker and closer
@@ -25,6 +37,7 @@ def fit_latents(model: LatentModel, images: Tensor, *, prior: float = PRIOR, lat
         fitted, solution = reconstruct(model, images[rows], prior=prior, latent=begin, on_failure="ignore")
         x[rows] = solution.value.x
         error += float((fitted - images[rows]).square().sum())
+        watch(len(rows))
     refit_tangent(model, x)
     found = LatentDensity.fit(x, components=len(model.density_weight))
     with torch.no_grad():

@@ -162,7 +162,8 @@ def adapt(
     """The joint solve of each task from x = 0, without graph."""
     with torch.no_grad():
         problem = adaptation(model, support, labels, ways, prior=prior)
-        return solve(problem, start(model, support, ways), step=step(model), max_steps=max_steps, on_failure=on_failure)
+        first = start(model, support, ways)
+        return solve(problem, first, step=step(model), solver=SOLVER, max_steps=max_steps, on_failure=on_failure)
 
 
 class Query(nn.Module):

@@ -11,6 +11,7 @@ v is a weight of the KL term chosen by hand.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -113,12 +114,21 @@ def search(model: Autoencoder, images: Tensor, **options: Any) -> tuple[Tensor, 
     return reconstruct(model.generator, images, prior=float(model.pixel_variance), **options)
 
 
-def fit_vae(model: Autoencoder, images: Tensor, *, generator: torch.Generator) -> None:
-    """Set the pixel variance, and the decoder's buffers as `fit_latents` does, by searches from the encoder's means."""
+def fit_vae(
+    model: Autoencoder,
+    images: Tensor,
+    *,
+    generator: torch.Generator,
+    watch: Callable[[int], object] = lambda images: None,
+) -> None:
+    """Set the pixel variance, and the decoder's buffers as `fit_latents` does, by searches from the encoder's means.
+
+    watch: is told how many more images are done.
+    """
     mean, log_variance = encode(model, images)
     decoded = decode(model, draw(mean, log_variance, generator))
     variance = (decoded - images).square().mean().clamp_min(LEAST_VARIANCE)
     with torch.no_grad():
         model.pixel_variance.copy_(variance)
     refit_tangent(model.generator, mean)
-    fit_latents(model.generator, images, prior=float(variance), latent=mean)
+    fit_latents(model.generator, images, prior=float(variance), latent=mean, watch=watch)

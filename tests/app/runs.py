@@ -35,5 +35,5 @@ def tiny_run(path: Path) -> RunFolder:
 
 def tiny_trainer(*, steps: int = 12) -> Trainer:
     """A training of a few short epochs."""
-    training = Training(images=64, steps=steps, batch=16, joint_steps=6, refresh_every=5, seed=3)
+    training = Training(images=64, steps=steps, batch=16, joint_steps=6, seed=3)
     return Trainer(digits(100), CONFIG, training)

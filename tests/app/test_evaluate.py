@@ -98,8 +98,8 @@ def test_the_figures_are_those_of_the_restored_images(run: Path) -> None:
     assert isinstance(model, Generator)
     baseline = PPCA.fit(digits(200), 4)
     found = evaluate_damage(model, baseline, images, "pixels", seed=2)
-    from jiio.tasks.generation import restore
     from jiio.tasks.measurement import PixelMask
+    from jiio.tasks.restoration import restore
 
     measurement = measure(PixelMask(), images, seed=2)
     restored, _ = restore(model, measurement, on_failure="ignore")

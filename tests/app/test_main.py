@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import jiio
 from jiio.app.main import COMMANDS, main
 from jiio.data import load_images, read_image, write_image
 from tests.app.runs import tiny_run
@@ -73,6 +74,7 @@ def test_mistakes_are_one_sentence_and_2(tmp_path: Path, capsys: pytest.CaptureF
     assert "no device 'abacus'" in refused(capsys, *train, "--device", "abacus")
     assert "--threads must be at least 1" in refused(capsys, *train, "--threads", 0)
     assert "there is no run to resume" in refused(capsys, *train, "--resume", "--threads", 1)
+    assert "give one of them" in refused(capsys, *train, "--resume", "--overwrite")
     assert not (tmp_path / "run").exists()
 
 
@@ -186,3 +188,8 @@ def test_the_trainings_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "jiio train vae" in shown and "jiio restore" not in shown
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"jiio {jiio.__version__}"

@@ -35,7 +35,7 @@ def test_a_resumed_training_gives_the_same_weights_to_the_bit(tmp_path: Path, st
     resumed = tiny_trainer()
     state, _ = folder.load_checkpoint(resumed.model)
     assert state is not None
-    resumed.restore(state)
+    resumed.resume(state)
     run(folder, resumed)
     assert torch.equal(whole.latents, resumed.latents)
     for name, value in whole.model.state_dict().items():

@@ -68,7 +68,7 @@ def test_a_resumed_training_gives_the_same_weights_to_the_bit(run: Path, tmp_pat
     resumed = trainer(run, gradient="first_order")
     state, _ = RunFolder(tmp_path / "resumed").load_checkpoint(resumed.model)
     assert state is not None
-    resumed.restore(state)
+    resumed.resume(state)
     assert resumed.step == 3
     trained(tmp_path / "resumed", resumed)
     for name, value in whole.model.state_dict().items():

@@ -78,7 +78,7 @@ def test_a_picture_changes_nothing_of_the_training(tmp_path: Path) -> None:
 
 def test_options_that_make_no_sense_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option, value, sentence in (
-        ("--samples-every", "-1", "must not be negative"),
+        ("--samples-every", "-1", "must be at least 0"),
         ("--checkpoint-every", "0", "at least 1"),
         ("--accumulate", "0", "at least 1"),
         ("--accumulate", "3", "not a multiple of 3"),

@@ -48,7 +48,7 @@ def test_a_resumed_training_gives_the_same_weights_to_the_bit(tmp_path: Path) ->
     resumed = tiny_trainer()
     state, _ = folder.load_checkpoint(resumed.model)
     assert state is not None
-    resumed.restore(state)
+    resumed.resume(state)
     assert resumed.step == 2
     for name, value in weights(resumed, folder).items():
         assert torch.equal(value, whole[name]), name

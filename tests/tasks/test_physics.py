@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from jiio.tasks.generation import restore
 from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, Mask, measure
 from jiio.tasks.physics import PhysicsOperator, from_physics, measured_by
 from jiio.tasks.ppca import PPCA
+from jiio.tasks.restoration import restore
 from tests.tasks.test_generation import fitted, images
 
 SHAPE = (1, 8, 8)

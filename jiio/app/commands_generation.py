@@ -1,0 +1,124 @@
+"""`jiio train generation` and its baseline, `jiio train vae`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jiio.app import train_generation as generation
+from jiio.app import train_vae as vae
+from jiio.app.commands import Train, text
+from jiio.app.launch import team_of, train
+from jiio.app.training import Watch
+
+
+@dataclass(frozen=True)
+class TrainImages(Train):
+    """Options of trainings of a generator's decoder."""
+
+    data: str = "digits"
+    """digits, mnist, fashion-mnist, cifar10, faces64, celeba, or folder:PATH for a folder of images."""
+    latent: int | None = None
+    """Entries of the latent vector; 16, 32 or 64 by the images' size otherwise."""
+    preset: generation.Preset = "small"
+    """small: what two CPU cores train in an hour; full: the paper's four scales of 32 to 256 channels, for 32x32 and 64x64."""
+    size: int | None = None
+    """Side to which images of celeba (64 otherwise) and of a folder (32) are resized."""
+    steps: int = generation.Training.steps
+    """Optimiser steps."""
+    images: int = generation.Training.images
+    """Training images used, chosen by the seed; 0 for all."""
+    batch: int = generation.Training.batch
+    """Images a step."""
+    learning_rate: float = generation.Training.learning_rate
+    """Of Adam, at its highest."""
+    jacobian: float | None = None
+    """Weight of the Jacobian penalty; 1.0 for mdeq, 0 for well_posed otherwise."""
+
+    @property
+    def penalty(self) -> float:
+        """The weight of the Jacobian penalty."""
+        return float(self.cell == "mdeq") if self.jacobian is None else self.jacobian
+
+
+@dataclass(frozen=True)
+class TrainGeneration(TrainImages):
+    """Train a generator of images by joint latent optimisation. Ctrl-C saves; --resume goes on.
+
+    Example: jiio train generation --data mnist --data-dir DATA
+    """
+
+    joint_steps: int = generation.Training.joint_steps
+    """Joint steps of the inner solve of a batch."""
+    precision: generation.Precision = "32"
+    """Of the cell; bf16 is bfloat16, with everything else in float32."""
+    samples_every: int = 500
+    """Steps between pictures of reconstructions and samples, samples-STEP.png in the run folder; 0 for none."""
+
+
+def train_generation(options: TrainGeneration) -> dict[str, Any]:
+    """`jiio train generation`."""
+    training = generation.Training(
+        images=options.images,
+        steps=options.steps,
+        batch=options.batch,
+        joint_steps=options.joint_steps,
+        learning_rate=options.learning_rate,
+        jacobian=options.penalty,
+        precision=options.precision,
+        seed=options.seed,
+    )
+    trainer, config = generation.make_trainer(
+        options.data,
+        training,
+        data_dir=text(options.data_dir),
+        latent=options.latent,
+        cell=options.cell,
+        preset=options.preset,
+        size=options.size,
+        team=team_of(options),
+    )
+    folder = options.output or generation.default_folder(options.data, options.seed)
+
+    def picture(figures: dict[str, float]) -> None:
+        from jiio.app.training_samples import draw_samples  # and with it matplotlib
+
+        draw_samples(trainer, folder / f"samples-{trainer.step}.png")
+
+    watches = [Watch(options.samples_every, picture)] if options.samples_every else []
+    return train(options, trainer, config, default=folder, watches=watches)
+
+
+@dataclass(frozen=True)
+class TrainVAE(TrainImages):
+    """Train a variational autoencoder with the generator's decoder and an equilibrium encoder: the baseline of generation.
+
+    Example: jiio train vae --data mnist --data-dir DATA
+    """
+
+    learning_rate: float = vae.Training.learning_rate
+    """Of Adam, at its highest."""
+
+
+def train_vae(options: TrainVAE) -> dict[str, Any]:
+    """`jiio train vae`."""
+    training = vae.Training(
+        images=options.images,
+        steps=options.steps,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        jacobian=options.penalty,
+        seed=options.seed,
+    )
+    trainer, config = vae.make_trainer(
+        options.data,
+        training,
+        data_dir=text(options.data_dir),
+        latent=options.latent,
+        cell=options.cell,
+        preset=options.preset,
+        size=options.size,
+        team=team_of(options),
+    )
+    folder = generation.default_folder(options.data, options.seed, task="vae")
+    return train(options, trainer, config, default=folder)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jiio import implicit, solve
+from jiio.tasks.generation import reconstruction
+from jiio.tasks.latent_model import start
+from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, PixelMask, measure
+from jiio.tasks.restoration import DamagedLoss, energy, restoration, restoration_step, restore
+from tests.tasks.bumps import fitted, images, tiny
+
+OPERATORS = {
+    "identity": (Identity(), 0.1),
+    "hole": (Hole(), 0.0),
+    "pixels": (PixelMask(), 0.05),
+    "blur": (GaussianBlur(0.8), 0.02),
+    "downsample": (Downsample(), 0.0),
+}
+
+
+@pytest.mark.parametrize("operator, sigma", OPERATORS.values(), ids=OPERATORS)
+def test_every_damage_is_solved(operator, sigma: float) -> None:
+    model = fitted()
+    _, solution = restore(model, measure(operator, images(), sigma=sigma))
+    assert bool(solution.converged.all())
+
+
+def test_restoration_without_damage_is_reconstruction_under_a_unit_gaussian() -> None:
+    model = fitted(torch.float64)
+    measurement = measure(Identity(), images(dtype=torch.float64))
+    problem = restoration(model, measurement)
+    model.density_weight = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    model.density_log_peak = torch.tensor([0.0, -1e30], dtype=torch.float64)
+    model.density_mean = torch.zeros(2, 4, dtype=torch.float64)
+    model.density_precision = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+    plain = reconstruction(model, images(dtype=torch.float64), prior=float(model.residual_variance))
+    state = start(model, 6, latent=torch.randn(6, 4, dtype=torch.float64))
+    restored = restoration(model, measurement)
+    assert torch.allclose(
+        restored.cost(state.z, state.x, *restored.context), plain.cost(state.z, state.x, *plain.context)
+    )
+    assert problem.constraint == plain.constraint
+
+
+def test_energy_of_a_mask_is_the_share_of_known_pixels() -> None:
+    measurement = measure(PixelMask(), images())
+    known = measurement.parameters[0].flatten(1).mean(1)
+    found = energy(measurement.operator, measurement).flatten()
+    assert float((found - known).abs().max()) < 0.2
+    assert energy(Identity(), measure(Identity(), images())).flatten().tolist() == [1.0] * 6
+
+
+@pytest.mark.parametrize("gradient", ["exact", "first_order"])
+def test_training_through_a_damage_gives_gradients(gradient) -> None:
+    model = fitted()
+    loss, solution = DamagedLoss(model, gradient=gradient, joint_steps=150)(images(), measure(Hole(), images()))
+    loss.backward()
+    grads = [parameter.grad for parameter in model.parameters()]
+    assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
+    assert bool(solution.converged.all())
+
+
+def test_the_exact_outer_gradient_matches_finite_differences_and_the_first_order_one_does_not() -> None:
+    model = fitted(torch.float64)
+    batch = images(3, torch.float64)
+    measurement = measure(Hole(), batch)
+    step = restoration_step(model, measurement)
+
+    def solved():
+        problem = restoration(model, measurement)
+        return solve(problem, start(model, 3), step=step, max_steps=4000, tol=1e-9)
+
+    def outer(z) -> torch.Tensor:
+        return 0.5 * (model.readout(z) - batch).square().flatten(1).sum(1).mean()
+
+    outer(implicit(solved(), tol=1e-11, max_steps=2000).z).backward()
+    weight = model.equilibrium.weights[0]
+    direction = torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(0))
+    exact = float((weight.grad * direction).sum())
+    values = []
+    for eps in (1e-4, -1e-4):
+        with torch.no_grad():
+            weight.add_(eps * direction)
+            values.append(float(outer(solved().value.z)))
+            weight.sub_(eps * direction)
+    expected = (values[0] - values[1]) / 2e-4
+    assert exact == pytest.approx(expected, rel=1e-4)
+    model.zero_grad()
+    DamagedLoss(model, gradient="first_order", joint_steps=1000)(batch, measurement)[0].backward()
+    assert abs(float((weight.grad * direction).sum()) - expected) > 1e-3 * abs(expected)
+
+
+def test_an_unknown_gradient_is_refused() -> None:
+    with pytest.raises(ValueError, match="'exact' or 'first_order', got 'second'"):
+        DamagedLoss(tiny(), gradient="second")  # pyright: ignore[reportArgumentType]
