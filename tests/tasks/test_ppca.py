@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from jiio.data import load_images
 from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, PixelMask, measure
-from jiio.tasks.ppca import PPCA
+from jiio.tasks.ppca import PPCA, leading
 
 
 def data(n: int = 400) -> torch.Tensor:
@@ -93,3 +94,11 @@ def test_complete_noiseless_data_give_back_the_image_and_shrunk_pca_in_range() -
 def test_bad_latent_is_named() -> None:
     with pytest.raises(ValueError, match="latent must lie between 1 and 35, got 36"):
         PPCA.fit(data(), 36)
+
+
+def test_large_images_get_the_same_components_by_iteration() -> None:
+    flat = load_images("digits", "train").flatten(1).double()
+    values, vectors = leading(flat - flat.mean(0), 16)
+    few, found = leading(flat - flat.mean(0), 16, direct=0)
+    torch.testing.assert_close(few, values, rtol=1e-8, atol=0)
+    torch.testing.assert_close((found * vectors).sum(0).abs(), torch.ones(16, dtype=torch.float64), rtol=0, atol=1e-8)
