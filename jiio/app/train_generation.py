@@ -186,9 +186,9 @@ class Trainer(Trainable[Generator, Training]):
         """Fit what restoration needs: average curvature, the density of the latents, the residual variance of a pixel."""
         generator = torch.Generator().manual_seed(self.training.seed)
         rows = torch.randperm(len(self.images), generator=generator)[:FITTED_IMAGES]
-        images, latents = self.images[rows].to(self.device), self.latents[rows].to(self.device)
+        images, seen = self.seen(rows)
         with images_bar("fitting what the finished model needs", total=len(rows)) as watch:
-            fit_latents(self.model, images, prior=self.training.prior, latent=latents, watch=watch)
+            fit_latents(self.model, images, prior=self.training.prior, latent=seen @ self.guess, watch=watch)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside weights and optimiser."""

@@ -13,6 +13,7 @@ from jiio.tasks.image_rule import TANGENT_IMAGES, refit_tangent
 from jiio.tasks.latent_model import LatentModel
 
 FIT_BATCH = 256  # images solved at once
+FIT_STEPS = 60  # most of a fit, which begins near the minimum: stragglers would take most of its time
 
 
 def fit_latents(
@@ -34,7 +35,9 @@ def fit_latents(
     x, error = torch.empty(len(images), first.value.x.shape[1]).to(first.value.x), 0.0
     for rows in torch.arange(len(images)).split(FIT_BATCH):
         begin = None if latent is None else latent[rows]
-        fitted, solution = reconstruct(model, images[rows], prior=prior, latent=begin, on_failure="ignore")
+        fitted, solution = reconstruct(
+            model, images[rows], prior=prior, latent=begin, max_steps=FIT_STEPS, on_failure="ignore"
+        )
         x[rows] = solution.value.x
         error += float((fitted - images[rows]).square().sum())
         watch(len(rows))

@@ -25,10 +25,11 @@ from jiio.tasks.density import LatentDensity
 from jiio.tasks.generation import FIRST_STEPS, LOOKAHEAD, RATE, SOLVER, squares
 from jiio.tasks.image_rule import ImageRule
 from jiio.tasks.latent_model import LatentModel, density, start
-from jiio.tasks.measurement import Identity, Measurement, Operator
+from jiio.tasks.measurement import Identity, Measurement
 
 CORRELATED = 8.0
 ROW_PROBES = 32
+ENERGY_PROBES = 16
 ROUGH_STEPS, ROUGH_TOL = 30, 0.1
 Gradient = Literal["exact", "first_order"]
 
@@ -86,7 +87,7 @@ def restoration_step(
     """The same with the measurement's share of each pixel and the density of the latents."""
     variance, prior = model_variance(model, measurement), prior or density(model)
     believed = data_weight(variance, measurement)
-    weight = believed * pixel_weight(measurement)
+    weight = believed * pixel_weight(model, measurement)
 
     def curvature(x: Tensor) -> Tensor:
         return variance * prior.curvature(x)
@@ -99,20 +100,29 @@ def restoration_step(
     return Step(rule, schedule=FIRST_STEPS, lookahead=LOOKAHEAD)
 
 
-def pixel_weight(measurement: Measurement) -> Tensor:
+def pixel_weight(model: LatentModel, measurement: Measurement) -> Tensor:
     """How much of each pixel is measured, (batch, pixels): the mask where there is one, else the operator's energy."""
     shape = (len(measurement.y), *measurement.image_shape)
     if measurement.mask is not None:
         return measurement.mask.expand(shape).flatten(1)
-    return energy(measurement.operator, measurement).view(-1, 1).expand(-1, math.prod(measurement.image_shape))
+    return energy(measurement, model.tangent).view(-1, 1).expand(-1, math.prod(measurement.image_shape))
 
 
-def energy(operator: Operator, measurement: Measurement) -> Tensor:
-    """Mean |A r|^2 / |r|^2 over white noise r, of each sample: what A leaves of the data term's curvature, (batch,)."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(measurement.image_shape, generator=generator).to(measurement.y)
-    noise = noise.expand(len(measurement.y), *measurement.image_shape)
-    return squares(operator.apply(noise, *measurement.parameters)) / squares(noise)
+def energy(measurement: Measurement, tangent: Tensor) -> Tensor:
+    """Mean |A t|^2 / |t|^2 of each sample, (batch,): what A leaves of how the image moves with the latent.
+
+    t are random combinations of the columns of `tangent` (pixels, latent): smooth, as its scatter is, of which a blur and means
+    over blocks leave far more than of white noise. Measured by that, steps met seven times the curvature they were made
+    for, and of colour images enlarged fourfold 14 % were solved.
+    """
+    seeded = torch.Generator().manual_seed(0)
+    mixtures = torch.randn(ENERGY_PROBES, tangent.shape[1], generator=seeded).to(tangent)
+    kept, total = measurement.y.new_zeros(len(measurement.y)), 0.0
+    for image in (mixtures @ tangent.T).view(-1, *measurement.image_shape):
+        images = image.expand(len(measurement.y), *image.shape)
+        kept = kept + squares(measurement.operator.apply(images, *measurement.parameters))
+        total += float(image.square().sum())
+    return kept / max(total, torch.finfo(tangent.dtype).tiny)
 
 
 def restore(

@@ -43,12 +43,13 @@ def test_restoration_without_damage_is_reconstruction_under_a_unit_gaussian() ->
     assert problem.constraint == plain.constraint
 
 
-def test_energy_of_a_mask_is_the_share_of_known_pixels() -> None:
-    measurement = measure(PixelMask(), images())
-    known = measurement.parameters[0].flatten(1).mean(1)
-    found = energy(measurement.operator, measurement).flatten()
-    assert float((found - known).abs().max()) < 0.2
-    assert energy(Identity(), measure(Identity(), images())).flatten().tolist() == [1.0] * 6
+def test_energy_is_what_an_operator_leaves_of_smooth_changes() -> None:
+    """Means over blocks of 2x2 keep a quarter of the numbers and all of what is constant; of white noise a sixteenth."""
+    smooth = torch.ones(64, 1)
+    assert energy(measure(Identity(), images()), smooth).tolist() == pytest.approx([1.0] * 6)
+    assert energy(measure(Downsample(), images()), smooth).tolist() == pytest.approx([0.25] * 6)
+    white = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    assert energy(measure(Downsample(), images()), white).tolist() == pytest.approx([1 / 16] * 6, rel=0.3)
 
 
 @pytest.mark.parametrize("gradient", ["exact", "first_order"])
