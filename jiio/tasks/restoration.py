@@ -30,6 +30,7 @@ from jiio.tasks.measurement import Identity, Measurement
 CORRELATED = 8.0
 ROW_PROBES = 32
 ENERGY_PROBES = 16
+COHERENT = 4.0  # scatter of tangents that an operator leaves, over what it leaves of their average (docs/results.md)
 ROUGH_STEPS, ROUGH_TOL = 30, 0.1
 Gradient = Literal["exact", "first_order"]
 
@@ -105,7 +106,8 @@ def pixel_weight(model: LatentModel, measurement: Measurement) -> Tensor:
     shape = (len(measurement.y), *measurement.image_shape)
     if measurement.mask is not None:
         return measurement.mask.expand(shape).flatten(1)
-    return energy(measurement, model.tangent).view(-1, 1).expand(-1, math.prod(measurement.image_shape))
+    kept = COHERENT * energy(measurement, model.tangent)
+    return kept.view(-1, 1).expand(-1, math.prod(measurement.image_shape))
 
 
 def energy(measurement: Measurement, tangent: Tensor) -> Tensor:
