@@ -78,7 +78,7 @@ class Demo(Common):
 
     output: Path = Path("runs/demo")
     """Folder for report.json and restoration.png."""
-    steps: int = 400
+    steps: int = 300
     """Optimiser steps of the training."""
 
 

@@ -25,7 +25,7 @@ from jiio.tasks.latent_model import start
 from jiio.tasks.metrics import psnr
 from jiio.tasks.ppca import PPCA
 
-STEPS = 400
+STEPS = 300
 SEEDS = (0, 1, 2)
 SHOWN = 10
 TUNED, COMPARED = 32, 64  # training images to tune the baseline on, test images to compare on
