@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from jiio.app import train_generation as generation
 from jiio.app import train_vae as vae
 from jiio.app.commands import Train, text
 from jiio.app.launch import team_of, train
 from jiio.app.training import Watch
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,19 @@ class TrainImages(Train):
         """The weight of the Jacobian penalty."""
         return float(self.cell == "mdeq") if self.jacobian is None else self.jacobian
 
+    def made(self, make_trainer: Callable[..., Made], training: object) -> Made:
+        """What a training's `make_trainer` makes of these options."""
+        return make_trainer(
+            self.data,
+            training,
+            data_dir=text(self.data_dir),
+            latent=self.latent,
+            cell=self.cell,
+            preset=self.preset,
+            size=self.size,
+            team=team_of(self),
+        )
+
 
 @dataclass(frozen=True)
 class TrainGeneration(TrainImages):
@@ -68,16 +84,7 @@ def train_generation(options: TrainGeneration) -> dict[str, Any]:
         precision=options.precision,
         seed=options.seed,
     )
-    trainer, config = generation.make_trainer(
-        options.data,
-        training,
-        data_dir=text(options.data_dir),
-        latent=options.latent,
-        cell=options.cell,
-        preset=options.preset,
-        size=options.size,
-        team=team_of(options),
-    )
+    trainer, config = options.made(generation.make_trainer, training)
     folder = options.output or generation.default_folder(options.data, options.seed)
 
     def picture(figures: dict[str, float]) -> None:
@@ -110,15 +117,6 @@ def train_vae(options: TrainVAE) -> dict[str, Any]:
         jacobian=options.penalty,
         seed=options.seed,
     )
-    trainer, config = vae.make_trainer(
-        options.data,
-        training,
-        data_dir=text(options.data_dir),
-        latent=options.latent,
-        cell=options.cell,
-        preset=options.preset,
-        size=options.size,
-        team=team_of(options),
-    )
+    trainer, config = options.made(vae.make_trainer, training)
     folder = generation.default_folder(options.data, options.seed, task="vae")
     return train(options, trainer, config, default=folder)

@@ -25,14 +25,13 @@ from jiio.tasks.latent_model import start
 from jiio.tasks.metrics import psnr
 from jiio.tasks.ppca import PPCA
 
-STEPS = 300
 SEEDS = (0, 1, 2)
 SHOWN = 10
 TUNED, COMPARED = 32, 64  # training images to tune the baseline on, test images to compare on
 ADAM_RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
-def demo(folder: Path, *, seed: int = 0, steps: int = STEPS) -> dict[str, Any]:
+def demo(folder: Path, *, seed: int = 0, steps: int) -> dict[str, Any]:
     """The whole demo; writes report.json and restoration.png into `folder` and returns the report."""
     began = time.perf_counter()
     train, test = load_images("digits", "train"), load_images("digits", "test")

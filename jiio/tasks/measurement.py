@@ -184,6 +184,11 @@ class Measurement:
         """Where an operator that only hides pixels shows them, (batch, 1 or channels, height, width); else None."""
         return self.parameters[0] if isinstance(self.operator, _Masked) else None
 
+    @property
+    def mixes(self) -> bool:
+        """Whether a number that is measured tells of several pixels, as means and blurs do."""
+        return self.mask is None and not isinstance(self.operator, Identity)
+
     def select(self, rows: Tensor | slice) -> Measurement:
         """The measurement of some samples."""
         parameters = tuple(part[rows] for part in self.parameters)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jiio.tasks.measurement import Identity, Measurement
+from jiio.tasks.measurement import Measurement
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class PPCA:
         if not 1 <= latent < flat.shape[1]:
             raise ValueError(f"latent must lie between 1 and {flat.shape[1] - 1}, got {latent}")
         mean = flat.mean(0)
-        values, vectors = leading(flat - mean, latent)
-        total = float((flat - mean).square().sum() / len(flat))
+        centred = flat - mean
+        values, vectors = leading(centred, latent)
+        total = float(centred.square().sum() / len(flat))
         variance = (total - float(values.sum())) / (flat.shape[1] - latent)
         return cls(mean, vectors * (values - variance).clamp_min(0).sqrt(), vectors, variance)
 
@@ -44,7 +45,7 @@ class PPCA:
 
         y = A image + n with n ~ N(0, sigma^2): y's covariance given l is R = variance A A^T + sigma^2.
         """
-        if measurement.mask is not None or isinstance(measurement.operator, Identity):
+        if not measurement.mixes:
             latent, rest = self._masked(measurement)
         elif measurement.parameters:
             each = [self._dense(measurement.select(slice(i, i + 1))) for i in range(len(measurement.y))]

@@ -25,7 +25,7 @@ from jiio.tasks.density import LatentDensity
 from jiio.tasks.generation import FIRST_STEPS, LOOKAHEAD, RATE, SOLVER, squares
 from jiio.tasks.image_rule import ImageRule
 from jiio.tasks.latent_model import LatentModel, density, start
-from jiio.tasks.measurement import Identity, Measurement
+from jiio.tasks.measurement import Measurement
 
 CORRELATED = 8.0
 ROW_PROBES = 32
@@ -93,7 +93,7 @@ def restoration_step(
     def curvature(x: Tensor) -> Tensor:
         return variance * prior.curvature(x)
 
-    mixed = None if measurement.mask is not None or isinstance(measurement.operator, Identity) else measurement
+    mixed = measurement if measurement.mixes else None
     rule = ImageRule(
         model.decoder(), model.slope, model.tangent, model.spread, weight, curvature, rate, measurement=mixed,
         believed=believed,
@@ -102,10 +102,11 @@ def restoration_step(
 
 
 def pixel_weight(model: LatentModel, measurement: Measurement) -> Tensor:
-    """How much of each pixel is measured, (batch, pixels): the mask where there is one, else the operator's energy."""
+    """How much of each pixel is measured, (batch, pixels): all or a mask, else the operator's energy."""
     shape = (len(measurement.y), *measurement.image_shape)
-    if measurement.mask is not None:
-        return measurement.mask.expand(shape).flatten(1)
+    if not measurement.mixes:
+        known = measurement.y.new_ones(1) if measurement.mask is None else measurement.mask
+        return known.expand(shape).flatten(1)
     kept = COHERENT * energy(measurement, model.tangent)
     return kept.view(-1, 1).expand(-1, math.prod(measurement.image_shape))
 

@@ -7,7 +7,7 @@ from jiio import implicit, solve
 from jiio.tasks.generation import reconstruction
 from jiio.tasks.latent_model import start
 from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, PixelMask, measure
-from jiio.tasks.restoration import DamagedLoss, energy, restoration, restoration_step, restore
+from jiio.tasks.restoration import DamagedLoss, energy, pixel_weight, restoration, restoration_step, restore
 from tests.tasks.bumps import fitted, images, tiny
 
 OPERATORS = {
@@ -50,6 +50,12 @@ def test_energy_is_what_an_operator_leaves_of_smooth_changes() -> None:
     assert energy(measure(Downsample(), images()), smooth).tolist() == pytest.approx([0.25] * 6)
     white = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     assert energy(measure(Downsample(), images()), white).tolist() == pytest.approx([1 / 16] * 6, rel=0.3)
+
+
+def test_pixels_that_are_measured_by_themselves_count_once() -> None:
+    model, hidden = fitted(), measure(PixelMask(), images())
+    assert torch.equal(pixel_weight(model, measure(Identity(), images())), torch.ones(6, 64))
+    assert torch.equal(pixel_weight(model, hidden), hidden.parameters[0].expand(6, 1, 8, 8).flatten(1))
 
 
 @pytest.mark.parametrize("gradient", ["exact", "first_order"])
