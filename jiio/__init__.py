@@ -1,6 +1,7 @@
 """Optimise the inputs of equilibrium networks at about the price of one inference, and train through it."""
 
 from jiio.constraint import Box, Constraint, Free, L2Ball, LinfBall, Simplex
+from jiio.cuda_graph import captured
 from jiio.curvature import curvature, gauss_newton, inverse_of
 from jiio.deq import DEQ
 from jiio.fixed_point import fixed_point
@@ -51,6 +52,7 @@ __all__ = [
     "Step",
     "Switch",
     "Work",
+    "captured",
     "curvature",
     "fixed_point",
     "gauss_newton",

@@ -15,7 +15,7 @@ LAYERS = [
     {"precondition", "intersection", "book"},
     {"fixed_point"},
     {"problem", "optimizer", "regularize"},
-    {"joint", "curvature"},
+    {"joint", "curvature", "cuda_graph"},
     {"solve"},
     {"nested", "implicit"},
     {"deq"},

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from jiio.app import compare
 from jiio.app.methods import Method
@@ -135,19 +132,19 @@ def step_cost(batch: Batch, repeats: int = 21) -> float:
     residuals at one of `CHECK_EVERY` steps, and so does this."""
     step, s = batch.step(0.3), batch.origin
     F = JointMap(
-        batch.problem, step, torch.ones(len(s.x)), Work(), 1e-3, InputMemory.fresh(step.rule, s.x), cut_steps=math.inf
+        batch.problem, step, s.x.new_ones(len(s.x)), Work(), 1e-3, InputMemory.fresh(step.rule, s.x), cut_steps=math.inf
     )
     for k in range(3):
         s = F.evaluate(s, k).next
     joint, bare = [], []
     for k in range(repeats):
-        began = time.perf_counter()
+        began = compare.clock()
         F.evaluate(s, CHECK_EVERY * k)
         for more in range(1, CHECK_EVERY):
             F.advance(s, CHECK_EVERY * k + more)
-        middle = time.perf_counter()
+        middle = compare.clock()
         for _ in range(CHECK_EVERY):
             compare.bare_step(batch.problem, s)
         joint.append(middle - began)
-        bare.append(time.perf_counter() - middle)
+        bare.append(compare.clock() - middle)
     return statistics.median(joint) / statistics.median(bare)

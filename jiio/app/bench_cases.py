@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jiio import tree
 from jiio.app.bench import Batch, Case, Settings
 from jiio.app.methods import Handover, Joint, Method, Nested, TorchDEQ
+from jiio.app.restore import to_device
 from jiio.curvature import gauss_newton, inverse_of
 from jiio.data.episodes import Episodes
 from jiio.models import Classifier, ContextClassifier, Generator
@@ -44,9 +45,10 @@ def generator_cases(name: str, model: Generator, train: Tensor, test: Tensor, *,
     """Reconstruction and inpainting of a batch of test images; tuned on a batch of training images."""
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:BATCH]
     parts = train[:TUNED], test[order], test[order][:1]
-    x = model.guess(train[:MATRIX_IMAGES])
+    first = train[:MATRIX_IMAGES].to(device_of(model))
+    x = model.guess(first)
     with torch.no_grad():
-        average = reconstruction(model, train[:MATRIX_IMAGES], prior=prior)
+        average = reconstruction(model, first, prior=prior)
     matrix = inverse_of(gauss_newton(average, solve_equilibrium(model, x), x).mean(0))
     for problem, make in (("reconstruction", clean), ("inpainting", holed)):
         tuning, measured, single = (make(model, images, prior) for images in parts)
@@ -138,6 +140,7 @@ def attack_case(name: str, model: Classifier, train: Labelled, test: Labelled, t
 
 def attacked(model: Classifier, images: Tensor, labels: Tensor, threat: Threat) -> Batch:
     """Attacks from the clean images and the model's first z."""
+    images, labels = images.to(device_of(model)), labels.to(device_of(model))
     with torch.no_grad():
         problem = attack_problem(model, images, labels, threat)
     z = model.start(images)
@@ -184,7 +187,7 @@ def adaptation_case(
 
 def adapted(model: ContextClassifier, tasks: tuple[Tensor, ...], ways: int, prior: float) -> Batch:
     """Task vectors from 0."""
-    support, labels = tasks[:2]
+    support, labels = (part.to(device_of(model)) for part in tasks[:2])
     with torch.no_grad():
         problem = meta.adaptation(model, support, labels, ways, prior=prior)
     return Batch(problem, meta.start(model, support, ways), lambda rate: meta.step(model, rate))
@@ -202,6 +205,7 @@ def adaptation_contenders(batch: Batch, curvature: float) -> dict[str, Settings]
 
 def clean(model: Generator, images: Tensor, prior: float) -> Batch:
     """Latents of clean images, from the mean of all latents."""
+    images = images.to(device_of(model))
     with torch.no_grad():
         problem = reconstruction(model, images, prior=prior)
     return Batch(
@@ -213,10 +217,15 @@ def holed(model: Generator, images: Tensor, prior: float) -> Batch:
     """Latents of images with a hole under one Gaussian, from the mean of all latents: the first half of a restoration,
     where all methods have the same minimum ahead."""
     operator, sigma = damage("hole")
-    measurement = measure(operator, images, sigma=sigma, seed=0)
+    measurement = to_device(measure(operator, images, sigma=sigma, seed=0), device_of(model))
     gaussian = density(model).gaussian()
     with torch.no_grad():
         problem = restoration(model, measurement, gaussian)
     return Batch(
         problem, start(model, len(images)), lambda rate: restoration_step(model, measurement, gaussian, rate=rate)
     )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are."""
+    return next(model.parameters()).device

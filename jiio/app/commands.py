@@ -27,12 +27,18 @@ class Common:
 
     device: str = "cpu"
     """cpu, or cuda where there is one."""
-    seed: int = 0
-    """Seed of everything random."""
     threads: int = field(default_factory=cpu_share)
     """CPU threads of a process; set explicitly for timings."""
     json: Path | None = None
     """Also write the figures to this file."""
+
+
+@dataclass(frozen=True)
+class Seeded(Common):
+    """Of commands that draw something."""
+
+    seed: int = 0
+    """Seed of everything random."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class WithData(Common):
 
 
 @dataclass(frozen=True)
-class WithRun(WithData):
+class WithRun(Seeded, WithData):
     """Options of every training."""
 
     output: Path | None = None
@@ -70,7 +76,7 @@ class Train(WithRun):
 
 
 @dataclass(frozen=True)
-class Demo(Common):
+class Demo(Seeded):
     """Train a generator on scikit-learn's digits (about a minute), restore damaged test images, print a table.
 
     Example: jiio demo
@@ -90,7 +96,7 @@ def demo(options: Demo) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restore(Common):
+class Restore(Seeded):
     """Restore image files with a trained generator.
 
     Examples: jiio restore mnist-generator digit.png --damage hole

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import tyro
 
-from jiio.app.commands import SHOWN, WithData, characters_of, images_of, open_model, own_run
+from jiio.app.commands import SHOWN, Seeded, WithData, characters_of, images_of, open_model, own_run
 from jiio.app.commands_classifier import labelled, threat_of, training_seconds
 from jiio.app.features import Features, features
 from jiio.app.progress import images_bar
@@ -23,11 +23,11 @@ Positional = tyro.conf.Positional
 
 
 @dataclass(frozen=True)
-class Evaluate(WithData):
+class Evaluate(Seeded, WithData):
     """How good is a trained model on test images it has not seen?
 
     A generator: reconstruction and restoration, beside PCA and probabilistic PCA, PSNR and SSIM; Frechet distance of its
-    samples. A VAE: the same images by its encoder and by the search for latents that a generator gets. A classifier:
+    samples. A VAE: the same by its encoder, and by the search for latents that a generator gets. A classifier:
     accuracy, clean and under attack, by this project's attacks and by other people's. A model that adapts: accuracy on new
     tasks.
 
@@ -45,8 +45,8 @@ class Evaluate(WithData):
     damages: tuple[str, ...] = EVALUATED
     """Damages to restore (generators and VAEs): hole, pixels, blur, downsample, superresolution, or noise-0.2 (any level)."""
     features: str | None = None
-    """Features of the Frechet distance (generators): a TorchScript file, module:function, or a run of a classifier; the
-    packaged classifier of the same data otherwise."""
+    """Features of the Frechet distance (generators and VAEs): a TorchScript file, module:function, or a run of a
+    classifier; the packaged classifier of the same data otherwise."""
     radius: float | None = None
     """Radius of the attacks; that of the training otherwise (classifiers)."""
     tasks: int = 600
@@ -102,8 +102,11 @@ def _evaluate_vae(options: Evaluate, folder: Path, model: VAE, config: dict[str,
 
     train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
     test, damages = test[_chosen(options, len(test))], _damages(options, model.generator)
+    extractor = _features(options, config, images=len(test))
     with images_bar("evaluating", total=evaluate_vae.evaluated_images(len(test), options.draws, damages)) as watch:
-        figures = evaluate_vae.evaluate(model, train, test, draws=options.draws, damages=damages, watch=watch)
+        figures = evaluate_vae.evaluate(
+            model, train, test, draws=options.draws, damages=damages, features=extractor, seed=options.seed, watch=watch
+        )
     report = {"data": config["data"], "training_seconds": training_seconds(folder)} | figures
     evaluate_vae.show_report(report, damages)
     if own_run(folder):

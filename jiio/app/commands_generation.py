@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import tyro
+
 from jiio.app import train_generation as generation
 from jiio.app import train_vae as vae
 from jiio.app.commands import Train, text
@@ -105,6 +107,7 @@ class TrainVAE(TrainImages):
 
     learning_rate: float = vae.Training.learning_rate
     """Of Adam, at its highest."""
+    accumulate: tyro.conf.Suppress[int] = 1  # a batch can't be split: its pixel variance is that of all of it
 
 
 def train_vae(options: TrainVAE) -> dict[str, Any]:

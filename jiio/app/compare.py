@@ -121,9 +121,9 @@ def compare(
     work: dict[tuple[str, int], Work] = {}
     for _ in range(repeats):
         for (name, i), steps in cases.items():
-            began = time.perf_counter()
+            began = clock()
             work[name, i] = methods[name].run(problem, start, steps, None)
-            seconds[name, i].append(time.perf_counter() - began)
+            seconds[name, i].append(clock() - began)
     rows = []
     for name in methods:
         for i, target in enumerate(targets.values()):
@@ -161,11 +161,18 @@ def measure_prices(problem: Problem, start: State, *, repeats: int = 15) -> Pric
             ("pull", lambda: _pull(problem, z, x, mu)),
             ("cost", lambda: _cost_gradient(problem, z, x)),
         ):
-            began = time.perf_counter()
+            began = clock()
             call()
-            timings[name].append(time.perf_counter() - began)
+            timings[name].append(clock() - began)
     f, pull, cost = (statistics.median(timings[name][3:]) for name in ("f", "pull", "cost"))
     return Prices(f, max(pull - f, 0.0), cost)
+
+
+def clock() -> float:
+    """Seconds, read when the GPU has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def bare_step(problem: Problem, state: State) -> None:

@@ -37,7 +37,7 @@ def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | 
         )  # as `reconstruct` does
     x = solution.value.x
     radius = spectral_radius(lambda z: model.cell()(z, x), solve_equilibrium(model, x), steps=40)
-    few = torch.arange(min(16, len(x)))
+    few = torch.arange(min(16, len(x)), device=x.device)
     matrix = gauss_newton(problem.select(few), tree.select(solution.value.z, few), x[few])
     values = torch.linalg.eigvalsh(matrix)
     rule = step.select(few).rule.refresh(tree.select(solution.value.z, few), x[few], 0)

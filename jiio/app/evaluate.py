@@ -122,7 +122,8 @@ def evaluate(
         reconstructed, figures = reconstruct_all(model, test, max_steps=steps, prior=prior, watch=watch)
         report["reconstruction"][str(steps)] = figures
     if features is not None:
-        report["frechet"] = frechet_figures(model, features, test, reconstructed, seed=seed)
+        copies = {"reconstructions": reconstructed}
+        report["frechet"] = frechet_figures(model, features, test, copies, kinds=("mixture",), seed=seed)
     for name in damages:
         results = [evaluate_damage(model, baseline, test, name, seed=draw, watch=watch) for draw in range(draws)]
         report[name] = over_seeds(results)

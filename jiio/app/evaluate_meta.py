@@ -65,7 +65,8 @@ def _accuracy(loss: MetaLoss | UnrolledLoss, episodes: Episodes, tasks: int, wat
     converged, support, seconds, work = 0, 0.0, 0.0, 0
     for first in range(0, tasks, TASKS):
         count = min(TASKS, tasks - first)
-        episode = Episode(*episodes.draw(first, count), episodes.ways)  # pyright: ignore[reportCallIssue]
+        drawn = (part.to(episodes.images.device) for part in episodes.draw(first, count))
+        episode = Episode(*drawn, episodes.ways)  # pyright: ignore[reportCallIssue]
         began = time.perf_counter()
         with torch.no_grad():
             _, logits, solution = loss(episode)
@@ -87,28 +88,23 @@ def _accuracy(loss: MetaLoss | UnrolledLoss, episodes: Episodes, tasks: int, wat
 
 
 def show_report(report: dict[str, Any]) -> None:
-    """A line for each kind of task."""
-    lines = []
-    for name, row in report.items():
-        if "shot" not in name:
-            continue
-        accuracies = [
-            with_interval({key: 100 * value for key, value in row[method]["accuracy"].items()}) for method in METHODS
-        ]
-        joint, nested = row["joint"], row["nested"]
-        lines.append(
-            [
-                name,
-                *accuracies,
-                f"{100 * joint['converged']:.1f}",
-                f"{joint['evaluations']:.0f} / {nested['evaluations']:.0f}",
-            ]
-        )
+    """A column for each kind of task."""
+    kinds = [name for name in report if "shot" in name]
+    rows = [report[kind] for kind in kinds]
+
+    def accuracy(method: str, row: dict[str, Any]) -> str:
+        return with_interval({key: 100 * value for key, value in row[method]["accuracy"].items()})
+
+    lines = [[method, *(accuracy(method, row) for row in rows)] for method in METHODS]
+    lines.append(["converged, joint", *(f"{100 * row['joint']['converged']:.1f}" for row in rows)])
+    lines += [
+        [f"f + VJPs, {method}", *(f"{row[method]['evaluations']:.0f}" for row in rows)]
+        for method in ("joint", "nested")
+    ]
     show(
         f"Accuracy in % on {report['tasks']} new tasks",
-        ("task", *METHODS, "converged %", "f + VJPs, joint / nested"),
+        ("", *kinds),
         lines,
         note=f"prototypes: the same model without adaptation; nested: Adam, cold solves, {NESTED_TASKS} of the tasks at most; "
-        "unrolled: five plain gradient steps, as in MAML; "
-        "evaluations of f and VJPs of one task's adaptation",
+        "unrolled: five plain gradient steps, as in MAML; converged: in %; f + VJPs: evaluations of one task's adaptation",
     )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from jiio.app.evaluate import (
@@ -19,6 +20,8 @@ from jiio.app.evaluate import (
     over_seeds,
     show_damages,
 )
+from jiio.app.features import Features
+from jiio.app.frechet import frechet_figures, show_frechet
 from jiio.app.table import counted, show
 from jiio.models import VAE
 from jiio.tasks.latent_model import density
@@ -31,10 +34,11 @@ STARTS = ("encoder", "mean")
 
 def evaluate(
     model: VAE, train: Tensor, test: Tensor, *, draws: int = 3, damages: Sequence[str] = DAMAGES,
-    watch: Watch | None = None,
+    features: Features | None = None, seed: int = 0, watch: Watch | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Reconstruction by the encoder's mean, and by the joint solve from there and from the mean of all latents, every
-    damage over `draws` draws, PCA; `watch` is told of every batch done (`evaluated_images` in all)."""
+    """Reconstruction by the encoder's mean, and by the joint solve from there and from the mean of all latents, Frechet
+    distances on `features` of its reconstructions and samples, every damage over `draws` draws, PCA; `watch` is told of
+    every batch done (`evaluated_images` in all)."""
     baseline = PPCA.fit(train, model.config.latent)
     report: dict[str, Any] = {"images": len(test), "latent": model.config.latent, "draws": draws}
     report["pixel_variance"] = float(model.pixel_variance)
@@ -43,11 +47,17 @@ def evaluate(
     latent = encode(model, test.to(model.pixel_variance.device))[0]
     decoded = decode(model, latent).cpu()
     report["encoder"] = {"psnr": psnr(decoded, test), "seconds": time.perf_counter() - began}
-    middle = density(model.generator).center().expand_as(latent)
+    middle, searched = density(model.generator).center().expand_as(latent), {}
     for name, first in zip(STARTS, (latent, middle), strict=True):
-        report[f"search_from_{name}"] = {
-            str(steps): evaluate_search(model, test, first, max_steps=steps, watch=watch) for steps in BUDGETS
-        }
+        report[f"search_from_{name}"] = {}
+        for steps in BUDGETS:
+            searched[name], figures = search_all(model, test, first, max_steps=steps, watch=watch)
+            report[f"search_from_{name}"][str(steps)] = figures
+    if features is not None:
+        copies = {"encoder": decoded, "reconstructions": searched["encoder"]}
+        report["frechet"] = frechet_figures(
+            model.generator, features, test, copies, kinds=("mixture", "prior"), seed=seed
+        )
     for name in damages:
         results = [evaluate_damage(model.generator, baseline, test, name, seed=s, watch=watch) for s in range(draws)]
         report[name] = over_seeds(results)
@@ -59,18 +69,19 @@ def evaluated_images(images: int, draws: int, damages: Sequence[str] = DAMAGES) 
     return images * (len(STARTS) * len(BUDGETS) + len(damages) * draws)
 
 
-def evaluate_search(
+def search_all(
     model: VAE, images: Tensor, latent: Tensor, *, max_steps: int, watch: Watch | None = None
-) -> dict[str, float]:
-    """PSNR of reconstructions after `max_steps` joint steps from `latent`, and whether they converged."""
-    figures = Figures()
+) -> tuple[Tensor, dict[str, float]]:
+    """(reconstructions after `max_steps` joint steps from `latent`, their PSNR and whether they converged)."""
+    figures, parts = Figures(), []
     for batch, first in zip(images.split(BATCH), latent.split(BATCH), strict=True):
         began = time.perf_counter()
         found, solution = search(model, batch.to(latent.device), latent=first, max_steps=max_steps, on_failure="ignore")
-        figures = figures.add(Quality.of(found.cpu(), batch), solution, time.perf_counter() - began)
+        parts.append(found.cpu())
+        figures = figures.add(Quality.of(parts[-1], batch), solution, time.perf_counter() - began)
         if watch:
             watch(len(batch))
-    return figures.summary()
+    return torch.cat(parts), figures.summary()
 
 
 def show_report(report: dict[str, Any], damages: Sequence[str] = DAMAGES) -> None:
@@ -88,4 +99,6 @@ def show_report(report: dict[str, Any], damages: Sequence[str] = DAMAGES) -> Non
     )
     header = ("latent", "joint steps", "PSNR dB", "converged", "f + VJPs", "seconds")
     show(title, header, lines, note=f"pixel variance {report['pixel_variance']:.2g}")
+    if "frechet" in report:
+        show_frechet(report["frechet"])
     show_damages(f"Restoration, {counted(report['draws'], 'draw')} of the damage", report, damages)

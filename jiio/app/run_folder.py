@@ -161,7 +161,7 @@ def _read_state(weights: Path) -> dict[str, Any]:
     found, content = stored[:CHECKSUM], stored[CHECKSUM:]
     if found != checksum(weights.read_bytes(), content):
         raise ValueError("damaged or cut off: its checksum is wrong")
-    return torch.load(io.BytesIO(content), weights_only=True)
+    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
 
 
 CHECKSUM = 32  # bytes

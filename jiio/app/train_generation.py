@@ -105,7 +105,7 @@ class Trainer(Trainable[Generator, Training]):
         )
         self.latents = torch.zeros(len(images), config.latent)
         self.encoder = Ridge(len(self.model.encoder) + config.latent, config.latent, decay=ENCODER_DECAY)
-        self.guess = torch.zeros(len(self.encoder.square), config.latent)
+        self.guess = torch.zeros(len(self.encoder.square), config.latent, device=self.device)
         seeded = torch.Generator().manual_seed(training.seed)
         self.recent = torch.randn(REFRESH_IMAGES, config.latent, generator=seeded).to(self.device)
         self.statistics: TangentStatistics | None = None
@@ -168,9 +168,17 @@ class Trainer(Trainable[Generator, Training]):
         """Refit the linear guess, and the tangents at the latents of the last batch; random ones at first."""
         if self.step > 0:
             self.guess = self.encoder.solve().to(self.device)
-        found = TangentStatistics.of(*tangents(self.model, self.recent))
+        found = TangentStatistics.of(*self.tangents())
         self.statistics = found if self.statistics is None else self.statistics.mixed(found, REFRESH_WEIGHT)
         keep(self.model, self.statistics)
+
+    def tangents(self) -> tuple[Tensor, Tensor]:
+        """The tangents at the last latents; each process computes those of its share of the directions."""
+        units, team = torch.eye(self.model.config.latent, device=self.device), self.team
+        if len(units) % team.size:
+            return tangents(self.model, self.recent)
+        found, weight = tangents(self.model, self.recent, team.share(units))
+        return team.gather(found.permute(2, 0, 1)).permute(1, 2, 0), weight
 
     def penalty(self, state: Any, places: Tensor, batch: int) -> Tensor:
         """Jacobian penalty at the solution, z held fixed: a surrogate (docs/method.md)."""
@@ -203,8 +211,9 @@ class Trainer(Trainable[Generator, Training]):
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave."""
         self.latents, self.recent = state["latents"], state["recent"].to(self.device)
-        self.statistics = None if state["statistics"] is None else TangentStatistics(*state["statistics"])
-        self.guess = state["guess"]
+        if state["statistics"] is not None:
+            self.statistics = TangentStatistics(*(part.to(self.device) for part in state["statistics"]))
+        self.guess = state["guess"].to(self.device)
         for name, value in state["encoder"].items():
             setattr(self.encoder, name, value)
 

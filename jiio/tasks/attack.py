@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jiio import tree
+from jiio.cuda_graph import captured
 from jiio.joint import equilibrium
 from jiio.nested import nested
 from jiio.optimizer import PGD
@@ -81,7 +82,9 @@ class JointAttack:
     def run(self, problem: Problem, start: State, threat: Threat) -> Solution[State]:
         """One solve."""
         tol = (self.solve_tol, 1e-2, 1e-2)
-        return solve(problem, start, step=self.step(threat), max_steps=self.steps, tol=tol, on_failure="ignore")
+        return solve(
+            captured(problem), start, step=self.step(threat), max_steps=self.steps, tol=tol, on_failure="ignore"
+        )
 
 
 @dataclass(frozen=True)

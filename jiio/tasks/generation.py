@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jiio.cuda_graph import captured
 from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.schedule import Constant, Falling
@@ -76,7 +77,7 @@ def reconstruct(
         first = start(model, len(images), latent=model.guess(images) if latent is None else latent)
         step = reconstruction_step(model, len(images), prior=prior)
         solution = solve(
-            reconstruction(model, images, prior=prior),
+            captured(reconstruction(model, images, prior=prior)),
             first,
             step=step,
             solver=SOLVER,
@@ -104,7 +105,7 @@ class GenerationLoss(nn.Module):
         latent = self.model.guess(images) if latent is None else latent
         problem = reconstruction(self.model, images, prior=self.prior, compute_dtype=self.compute_dtype)
         solution = solve(
-            problem,
+            captured(problem),
             start(self.model, len(images), latent=latent),
             step=self._step(len(images)),
             solver=TRAINING_SOLVER,

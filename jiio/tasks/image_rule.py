@@ -132,14 +132,17 @@ def tangent_statistics(model: LatentModel, latent: Tensor) -> TangentStatistics:
     return TangentStatistics.of(*tangents(model, latent))
 
 
-def tangents(model: LatentModel, latent: Tensor) -> tuple[Tensor, Tensor]:
-    """t_p (n, pixels, latent) and w_p (n, pixels) at the latents (n, latent)."""
+def tangents(model: LatentModel, latent: Tensor, units: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """t_p (n, pixels, latent) and w_p (n, pixels) at the latents (n, latent).
+
+    units: directions (k, latent) in place of all unit vectors; t_p is then (n, pixels, k).
+    """
     with torch.no_grad():
         f, linear = model.cell(), model.linear_decoder()
     problem = Problem(f, lambda z, x: x.square().sum(1))
-    size = latent.shape[1]
-    units = torch.eye(size, dtype=latent.dtype, device=latent.device)
-    parts, weights = [], []
+    if units is None:
+        units = torch.eye(latent.shape[1], dtype=latent.dtype, device=latent.device)
+    size, parts, weights = len(units), [], []
     for x in latent.split(TANGENTS_AT_ONCE):
         z = solve_equilibrium(model, x)
         # a row for every sample and direction: one pass instead of one for each direction

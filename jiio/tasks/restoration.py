@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from jiio.cuda_graph import captured
 from jiio.deq import DEQ
 from jiio.implicit import implicit
 from jiio.precondition import Step
@@ -135,7 +136,7 @@ def restore(
     with torch.no_grad():
         first = restoration_start(model, measurement)
         solution = solve(
-            restoration(model, measurement),
+            captured(restoration(model, measurement)),
             first.value,
             step=restoration_step(model, measurement),
             solver=SOLVER,
@@ -155,7 +156,7 @@ def restoration_start(model: LatentModel, measurement: Measurement) -> Solution[
     with torch.no_grad():
         prior = density(model).gaussian()
         return solve(
-            restoration(model, measurement, prior),
+            captured(restoration(model, measurement, prior)),
             start(model, len(measurement.y)),
             step=restoration_step(model, measurement, prior),
             max_steps=ROUGH_STEPS,
@@ -182,7 +183,7 @@ class DamagedLoss(nn.Module):
         """Half the mean squared error of an image, summed over its pixels."""
         problem = restoration(self.model, measurement)
         solution = solve(
-            problem,
+            captured(problem),
             restoration_start(self.model, measurement).value,
             step=self._step(measurement),
             solver=SOLVER,

@@ -53,9 +53,9 @@ def test_frechet_distances_name_their_features(run: Path, capsys: pytest.Capture
     own = evaluated(run, "--damages", "noise-0.2")["frechet"]
     assert own["features"] == "digits-classifier" and own["images"] == 12
     assert "features of digits-classifier" in " ".join(capsys.readouterr().out.split())
-    assert all(own[key] > 0 for key in ("samples", "reconstructions", "halves"))
+    assert all(own[key] > 0 for key in ("samples_mixture", "reconstructions", "halves"))
     assert own == evaluated(run, "--damages", "noise-0.2")["frechet"]
-    assert own["samples"] != evaluated(run, "--damages", "noise-0.2", "--seed", 1)["frechet"]["samples"]
+    assert own["samples_mixture"] != evaluated(run, "--damages", "noise-0.2", "--seed", 1)["frechet"]["samples_mixture"]
     theirs = evaluated(run, "--damages", "noise-0.2", "--features", scripted(run / "rows.pt"))["frechet"]
     assert theirs["features"] == "rows.pt" and theirs["dimensions"] == 4
 

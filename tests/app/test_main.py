@@ -51,7 +51,7 @@ def test_the_help_of_a_command_has_an_example(name: str, capsys: pytest.CaptureF
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert f"jiio {name}" in text and "Example" in text
-    assert all(option in text for option in ("--device", "--seed", "--threads", "--json"))
+    assert all(option in text for option in ("--device", "--threads", "--json"))
 
 
 def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,9 @@ def test_evaluate_reports_the_encoder_and_the_search_from_both_starts(run: Path,
         assert set(searched) == {"40", "80", "300"}
         assert searched["300"]["psnr"] > report["encoder"]["psnr"]
     assert set(report["hole"]["psnr_restored"]) == {"mean", "low", "high"}
+    distances = [report["frechet"][name] for name in ("samples_mixture", "samples_prior", "encoder", "reconstructions")]
+    assert len(set(distances)) == 4 and min(distances) > 0
+    assert report["frechet"]["reconstructions"] < report["frechet"]["encoder"]
 
 
 def test_sample_and_restore_take_the_decoder(run: Path, tmp_path: Path) -> None:

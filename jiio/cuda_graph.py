@@ -1,0 +1,155 @@
+"""CUDA graphs: a problem's evaluation recorded once in a solve and replayed, so that the GPU never waits for Python."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from jiio import tree
+from jiio.problem import Gradients, Problem, State
+from jiio.tree import Tree
+
+Replay = Callable[[], object]
+
+
+def captured(problem: Problem) -> Problem:
+    """The same problem, whose gradients are replayed from a CUDA graph; `problem` itself where there is no GPU.
+
+    For one solve: what f and cost hide in closures (bound weights) is recorded where it lies, and may only change in place.
+    The first evaluation runs as usual, the second is recorded, every further one replayed; when half of the batch is
+    finished, the rest is recorded anew. CUDA refuses to record an f or cost that reads a tensor's value in Python (`.item()`,
+    `if tensor:`): a warning says so, and the problem is evaluated as usual.
+
+    >>> plain = Problem(lambda z, x: z.tanh() + x, lambda z, x: z.square().sum(1))
+    >>> torch.cuda.is_available() or captured(plain) is plain
+    True
+    """
+    if not torch.cuda.is_available() or isinstance(problem, CapturedProblem):
+        return problem
+    return CapturedProblem(**{part.name: getattr(problem, part.name) for part in fields(problem)})
+
+
+@dataclass(frozen=True)
+class CapturedProblem(Problem):
+    """A problem that keeps what was recorded of it, also when rows are selected."""
+
+    recordings: Recordings = field(default_factory=lambda: Recordings(), kw_only=True)
+
+    def gradients(self, state: State, *, graph: bool = False) -> Gradients:
+        """As of `Problem`; tensors of its own, which no later replay writes over."""
+        if graph or not self.recorded(state):
+            return super().gradients(state, graph=graph)
+
+        def evaluate(state: State, context: tuple[Any, ...]) -> Gradients:
+            own = Problem(self.f, self.cost, self.constraint, context, compute_dtype=self.compute_dtype)
+            return own.gradients(state)
+
+        return self.recordings(evaluate, state, self.context)
+
+    def recorded(self, state: State) -> bool:
+        """Whether evaluations at `state` are recorded: on a GPU."""
+        return state.x.is_cuda
+
+
+class Recordings:
+    """The latest recording of a function of (state, context), and whether this number of rows has been met before."""
+
+    def __init__(self) -> None:
+        self.recording: Recording | None = None
+        self.met, self.refused = 0, False
+
+    def __call__(
+        self, function: Callable[[State, tuple[Any, ...]], Gradients], state: State, context: Any
+    ) -> Gradients:
+        """function(state, context), as usual or replayed."""
+        rows = len(state.x)
+        if self.recording is not None and self.recording.rows < 2 * rows <= 2 * self.recording.rows:
+            return self.recording(state, context)
+        self.recording = None
+        # as usual, once: kernels are loaded and algorithms chosen, which can't be recorded
+        if self.refused or self.met != rows:
+            self.met = rows
+            return function(state, context)
+        try:
+            self.recording = Recording(function, state, context)
+        except RuntimeError as error:
+            self.refused = True
+            warnings.warn(f"not captured, evaluated as usual: {str(error).splitlines()[0]}", stacklevel=2)
+            return function(state, context)
+        return self.recording(state, context)
+
+
+class Recording:
+    """A recorded function, for up to `rows` samples. With fewer, the other rows keep old values, which no one reads."""
+
+    def __init__(self, function: Callable[[State, Any], Gradients], state: State, context: Any):
+        self.rows = len(state.x)
+        self.state, self.context = tree.apply(torch.clone, state), tree.apply(torch.clone, context)
+        self.filled = context
+        self.outputs, self.replay = record(lambda: function(self.state, self.context))
+
+    def __call__(self, state: State, context: Any) -> Gradients:
+        """The function's values at `state`."""
+        rows = len(state.x)
+        _fill(self.state, state, rows)
+        if context is not self.filled:
+            _fill(self.context, context, rows)
+            self.filled = context
+        self.replay()
+        return tree.apply(lambda leaf: leaf[:rows].clone(), self.outputs)
+
+
+def record(function: Callable[[], Tree]) -> tuple[Tree, Replay]:
+    """The tensors that `function` returns, and what computes them again in place from the tensors that it read."""
+    graph, shared = torch.cuda.CUDAGraph(), _shared(torch.cuda.current_device())
+    try:
+        outputs = _recorded(graph, shared.stream, function, pool=shared.anchor.pool())
+    except RuntimeError:
+        _shared.cache_clear()  # a pool is of no more use after a recording that failed
+        raise
+    return outputs, graph.replay
+
+
+class _Shared(NamedTuple):
+    """What the recordings of a device share. They are replayed one after the other, so that one takes the memory that the
+    last has left; the anchor, a recording of next to nothing, keeps it from being handed back between them."""
+
+    stream: torch.cuda.Stream  # one, for every stream has workspaces of its own
+    anchor: torch.cuda.CUDAGraph
+
+
+@cache
+def _shared(device: int) -> _Shared:
+    buffer = torch.zeros(1, device=f"cuda:{device}")
+    shared = _Shared(torch.cuda.Stream(device), torch.cuda.CUDAGraph())
+    _recorded(shared.anchor, shared.stream, lambda: buffer.add_(1))
+    return shared
+
+
+def _recorded(
+    graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, function: Callable[[], Tree], **pool: Any
+) -> Tree:
+    stream.wait_stream(torch.cuda.current_stream())
+    # not `torch.cuda.graph`, which hands all cached memory back first: as slow as a solve
+    with torch.cuda.stream(stream):
+        graph.capture_begin(**pool)
+        try:
+            outputs = function()
+        except RuntimeError:
+            with suppress(RuntimeError):  # says the same once more
+                graph.capture_end()
+            raise
+        graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
+    return outputs
+
+
+def _fill(buffers: Tree, values: Tree, rows: int) -> None:
+    for buffer, value in zip(tree.leaves(buffers), tree.leaves(values), strict=True):
+        buffer[:rows].copy_(value)
