@@ -24,7 +24,7 @@ from jiio.tasks.generation import PRIOR, reconstruct
 from jiio.tasks.measurement import EVALUATED, Hole, Measurement, damage, measure
 from jiio.tasks.metrics import decibel, each_psnr, interval, psnr, squared_error
 from jiio.tasks.ppca import PPCA
-from jiio.tasks.restoration import restore
+from jiio.tasks.restoration import posterior_mean, restore
 from jiio.tasks.ssim import ssim
 
 DAMAGES = EVALUATED
@@ -161,25 +161,21 @@ def reconstruct_all(
 def evaluate_damage(
     model: Generator, baseline: PPCA, images: Tensor, name: str, *, seed: int, watch: Watch | None = None
 ) -> dict[str, float]:
-    """One damage on all images: PSNR and SSIM damaged, restored, of the baseline in range and of its posterior mean, share
-    converged, evaluations, seconds. PSNR inside the hole for a hole."""
+    """One damage on all images: PSNR and SSIM damaged, restored in the generator's range, as its posterior mean, and of the
+    baseline in both ways; share converged, evaluations, seconds. PSNR inside the hole for a hole."""
     operator, sigma = damage(name)
     joint = Figures()
-    sums = {key: Quality() for key in SHOWN if key != "restored"}
+    sums = {key: Quality() for key in ("damaged", "baseline", "baseline_posterior", "posterior")}
     for first in range(0, len(images), BATCH):
         batch = images[first : first + BATCH]
         measurement = measure(operator, batch, sigma=sigma, ids=range(first, first + len(batch)), seed=seed)
-        inside = unknown(measurement)
+        inside, on_device = unknown(measurement), to_device(measurement, model.bias.device)
         began = time.perf_counter()
-        found, solution = restore(model, to_device(measurement, model.bias.device), on_failure="ignore")
+        found, solution = restore(model, on_device, on_failure="ignore")
         seconds = time.perf_counter() - began
         joint = joint.add(Quality.of(found.cpu(), batch, inside), solution, seconds)
-        in_range, posterior = baseline.restore(measurement)
-        for key, value in (
-            ("damaged", enlarged(measurement)),
-            ("baseline", in_range),
-            ("baseline_posterior", posterior),
-        ):
+        values = [enlarged(measurement), *baseline.restore(measurement), posterior_mean(model, found, on_device).cpu()]
+        for key, value in zip(sums, values, strict=True):
             sums[key] += Quality.of(value, batch, inside, clip=key != "damaged")
         if watch:
             watch(len(batch))
@@ -215,23 +211,13 @@ def over_seeds(results: Sequence[dict[str, float]]) -> dict[str, dict[str, float
     return {key: interval([result[key] for result in results]) for key in results[0]}
 
 
-SHOWN = ("damaged", "restored", "baseline", "baseline_posterior")
-
-
-def report_rows(report: dict[str, Any]) -> list[list[str]]:
-    """Rows of the table of damages from {damage: {key: {mean, low, high}}}."""
-    return [
-        [
-            name,
-            *(with_interval(values[f"psnr_{key}"], 1) for key in SHOWN),
-            f"{100 * values['converged']['mean']:.1f} %",
-            with_interval(values["evaluations"], 0),
-        ]
-        for name, values in report.items()
-    ]
-
-
-HEADER = ("damage", "damaged", "restored", "PPCA", "posterior", "converged", "f + VJPs")
+SHOWN = {
+    "damaged": "damaged",
+    "restored": "in range",
+    "baseline": "PPCA",
+    "posterior": "posterior",
+    "baseline_posterior": "PPCA's",
+}
 
 
 def show_report(report: dict[str, Any]) -> None:
@@ -257,29 +243,45 @@ def show_report(report: dict[str, Any]) -> None:
 
 
 def show_damages(title: str, report: dict[str, Any], damages: Sequence[str] = DAMAGES) -> None:
-    """The tables of damages: PSNR and solves, SSIM."""
+    """The tables of damages: PSNR, SSIM, solves."""
     chosen = {name: report[name] for name in damages}
     note = (
-        "PSNR in dB, inside the hole for `hole`. PPCA: probabilistic PCA of the same latent size, in its range; "
-        "posterior: its posterior mean"
+        "PSNR in dB, inside the hole for `hole`. in range: what the generator makes of the latents found; posterior: the mean "
+        "of the image given these and the measurement. PPCA: probabilistic PCA of the same latent size, in both ways"
     )
-    show(title, HEADER, report_rows(chosen), note=note)
-    lines = [[name, *(with_interval(v[f"ssim_{key}"], 3) for key in SHOWN)] for name, v in chosen.items()]
-    show("SSIM of the same images, known pixels of a hole kept", HEADER[:5], lines)
+    header = ("damage", *SHOWN.values())
+    lines = [[name, *(with_interval(v[f"psnr_{key}"], 1) for key in SHOWN)] for name, v in chosen.items()]
+    show(title, header, lines, note=note)
+    lines = [[name, *(f"{v[f'ssim_{key}']['mean']:.3f}" for key in SHOWN)] for name, v in chosen.items()]
+    show("SSIM of the same images, known pixels of a hole kept", header, lines)
+    solves = [
+        [name, f"{100 * v['converged']['mean']:.1f} %", with_interval(v["evaluations"], 0)]
+        for name, v in chosen.items()
+    ]
+    show("Solves, by image", ("damage", "converged", "f + VJPs"), solves)
 
 
 def restoration_picture(
     model: Generator, baseline: PPCA, images: Tensor, path: Path, *, damages: Sequence[str] = DAMAGES
 ) -> Path:
-    """Truth, and for each damage the damaged, restored and baseline images, PSNR below each image."""
+    """Truth, and for each damage the damaged, restored, posterior and baseline images, PSNR below each image."""
     rows: list[tuple[str, Tensor, list[str] | None]] = [("truth", images, None)]
     for name in damages:
         operator, sigma = damage(name)
         measurement = measure(operator, images, sigma=sigma)
         inside = unknown(measurement)
-        restored, _ = restore(model, to_device(measurement, model.bias.device), on_failure="ignore")
-        in_range, _ = baseline.restore(measurement)
-        for label, shown in ((name, enlarged(measurement)), ("joint solve", restored.cpu()), ("PPCA", in_range)):
+        on_device = to_device(measurement, model.bias.device)
+        restored, _ = restore(model, on_device, on_failure="ignore")
+        in_range, mean = baseline.restore(measurement)[0], posterior_mean(model, restored, on_device)
+        made = [
+            (name, enlarged(measurement)),
+            ("in range", restored.cpu()),
+            ("posterior", mean.cpu()),
+            ("PPCA", in_range),
+        ]
+        for label, shown in made:
+            if label == "posterior" and inside is not None:
+                continue  # inside a hole it is what is in range
             if inside is not None:
                 shown = torch.where(inside > 0, shown, images)
             captions = [f"{value:.1f} dB" for value in each_psnr(shown, images, inside)]

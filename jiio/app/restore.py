@@ -13,7 +13,7 @@ from jiio.app.run_folder import UserError
 from jiio.data import read_image, write_image
 from jiio.models import Generator
 from jiio.tasks.measurement import Identity, Mask, Measurement, damage, measure
-from jiio.tasks.restoration import restore
+from jiio.tasks.restoration import posterior_mean, restore
 
 
 def read_images(paths: tuple[Path, ...], shape: tuple[int, int, int]) -> Tensor:
@@ -69,20 +69,12 @@ def given_measurement(images: Tensor, mask: Path | None, noise: float) -> Measur
     return Measurement(operator, operator.apply(images, *parameters), parameters, noise, shape)
 
 
-def fill(measurement: Measurement, restored: Tensor) -> Tensor:
-    """Known pixels without noise are kept; the rest comes from the model."""
-    known = measurement.mask
-    if measurement.sigma > 0 or known is None:
-        return restored.clamp(0, 1)
-    return (known * measurement.y + (1 - known) * restored).clamp(0, 1)
-
-
 def restore_files(
     model: Generator, paths: tuple[Path, ...], measurement: Measurement, folder: Path
 ) -> tuple[list[Path], Tensor, Tensor]:
-    """Write NAME-restored.png for each file; the paths, the images and who converged, (batch,)."""
+    """Write NAME-restored.png, the posterior mean of each file; the paths, the images and who converged, (batch,)."""
     restored, solution = restore(model, measurement, on_failure="ignore")
-    images = fill(measurement, restored).cpu()
+    images = posterior_mean(model, restored, measurement).clamp(0, 1).cpu()
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for path, image in zip(paths, images, strict=True):

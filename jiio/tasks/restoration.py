@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from jiio.cuda_graph import captured
 from jiio.deq import DEQ
 from jiio.implicit import implicit
+from jiio.krylov import minres
 from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution
@@ -33,6 +34,8 @@ ROW_PROBES = 32
 ENERGY_PROBES = 16
 COHERENT = 4.0  # scatter of tangents that an operator leaves, over what it leaves of their average (docs/results.md)
 ROUGH_STEPS, ROUGH_TOL = 30, 0.1
+NOISELESS = 1e-4  # of the residual variance: noise below this is none
+INVERSION_STEPS, INVERSION_TOL = 100, 1e-3
 Gradient = Literal["exact", "first_order"]
 
 
@@ -163,6 +166,33 @@ def restoration_start(model: LatentModel, measurement: Measurement) -> Solution[
             tol=ROUGH_TOL,
             on_failure="ignore",
         )
+
+
+def posterior_mean(model: LatentModel, restored: Tensor, measurement: Measurement) -> Tensor:
+    """The mean of the image given its latent and y, where a pixel strays from the generator's range by the variance v:
+
+        h + v A^T (v A A^T + sigma^2)^-1 (y - A h),     h = `restored`, (batch, channels, height, width)
+
+    Not confined to the range: pixels measured without noise are kept, noisy ones weighed against h, means over blocks met.
+    Its squared error is the smaller one wherever more than h is known of a pixel. An operator that mixes pixels is inverted
+    by up to `INVERSION_STEPS` MINRES steps; fewer than it needs smooth the correction.
+    """
+    variance, y = float(model.residual_variance), measurement.y
+    noise = max(measurement.sigma**2, NOISELESS * variance)
+    operator, parameters = measurement.operator, measurement.parameters
+    with torch.no_grad():
+        rest = y - operator.apply(restored, *parameters)
+
+        def covariance(w: Tensor) -> Tensor:
+            w = w.view_as(y)
+            return (variance * operator.apply(operator.adjoint(w, *parameters), *parameters) + noise * w).flatten(1)
+
+        if measurement.mixes:
+            found = minres(covariance, rest.flatten(1), tol=INVERSION_TOL, max_steps=INVERSION_STEPS)
+            weighed = found.value.view_as(y)
+        else:
+            weighed = rest / (variance + noise)
+        return restored + variance * operator.adjoint(weighed, *parameters)
 
 
 class DamagedLoss(nn.Module):

@@ -41,7 +41,7 @@ def test_damages_asked_for_are_evaluated_with_ssim_and_share_converged(run: Path
     assert report["damages"] == ["blur", "superresolution", "pixels"] and "hole" not in report
     for name in report["damages"]:
         found = report[name]
-        for key in ("damaged", "restored", "baseline", "baseline_posterior"):
+        for key in ("damaged", "restored", "posterior", "baseline", "baseline_posterior"):
             assert found[f"psnr_{key}"]["mean"] > 0
             assert -1 <= found[f"ssim_{key}"]["mean"] <= 1
         assert 0 <= found["converged"]["mean"] <= 1
@@ -99,10 +99,11 @@ def test_the_figures_are_those_of_the_restored_images(run: Path) -> None:
     baseline = PPCA.fit(digits(200), 4)
     found = evaluate_damage(model, baseline, images, "pixels", seed=2)
     from jiio.tasks.measurement import PixelMask
-    from jiio.tasks.restoration import restore
+    from jiio.tasks.restoration import posterior_mean, restore
 
     measurement = measure(PixelMask(), images, seed=2)
     restored, _ = restore(model, measurement, on_failure="ignore")
     assert found["psnr_restored"] == pytest.approx(psnr(restored, images))
+    assert found["psnr_posterior"] == pytest.approx(psnr(posterior_mean(model, restored, measurement), images))
     assert found["psnr_baseline"] == pytest.approx(psnr(baseline.restore(measurement)[0], images))
     assert found["ssim_restored"] == pytest.approx(float(ssim(restored, images).mean()), rel=1e-4)

@@ -3,11 +3,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jiio import implicit, solve
+from jiio import implicit, load, solve
+from jiio.data import load_images
 from jiio.tasks.generation import reconstruction
 from jiio.tasks.latent_model import start
-from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, PixelMask, measure
-from jiio.tasks.restoration import DamagedLoss, energy, pixel_weight, restoration, restoration_step, restore
+from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, PixelMask, damage, measure
+from jiio.tasks.restoration import (
+    DamagedLoss,
+    energy,
+    pixel_weight,
+    posterior_mean,
+    restoration,
+    restoration_step,
+    restore,
+)
 from tests.tasks.bumps import fitted, images, tiny
 
 OPERATORS = {
@@ -24,6 +33,43 @@ def test_every_damage_is_solved(operator, sigma: float) -> None:
     model = fitted()
     _, solution = restore(model, measure(operator, images(), sigma=sigma))
     assert bool(solution.converged.all())
+
+
+@pytest.mark.parametrize("operator, sigma", OPERATORS.values(), ids=OPERATORS)
+def test_the_posterior_mean_is_that_of_a_gaussian(operator, sigma: float) -> None:
+    """Against dense algebra with A as a matrix of each sample."""
+    model, clean = fitted(torch.float64), images(dtype=torch.float64)
+    measurement, restored = measure(operator, clean, sigma=sigma), torch.full_like(clean, 0.4)
+    found = posterior_mean(model, restored, measurement)
+    v = float(model.residual_variance)
+    for row in range(len(clean)):
+        one = measurement.select(slice(row, row + 1))
+        parameters = tuple(part.expand(64, *part.shape[1:]) for part in one.parameters)
+        units = torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8)
+        A = one.operator.apply(units, *parameters).flatten(1).T
+        R = v * A @ A.T + max(sigma**2, 1e-4 * v) * torch.eye(len(A), dtype=torch.float64)
+        rest = (one.y - one.operator.apply(restored[:1], *one.parameters)).flatten()
+        wanted = restored[row].flatten() + v * A.T @ torch.linalg.solve(R, rest)
+        assert torch.allclose(found[row].flatten(), wanted, atol=5e-3)
+
+
+def test_the_posterior_mean_keeps_what_is_known_and_fills_the_rest_from_the_range() -> None:
+    model = fitted()
+    measurement = measure(Hole(), images())
+    restored, _ = restore(model, measurement)
+    found, known = posterior_mean(model, restored, measurement), measurement.parameters[0] > 0
+    assert torch.allclose(found[known], images()[known], atol=1e-3)
+    assert torch.equal(found[~known], restored[~known])
+
+
+def test_the_posterior_mean_errs_less_than_the_range() -> None:
+    model, clean = load("digits-generator"), load_images("digits", "test")[:24]
+    for name in ("noise-0.2", "pixels", "blur", "downsample"):
+        operator, sigma = damage(name)
+        measurement = measure(operator, clean, sigma=sigma)
+        restored, _ = restore(model, measurement, on_failure="ignore")
+        errors = [float((x - clean).square().mean()) for x in (posterior_mean(model, restored, measurement), restored)]
+        assert errors[0] < errors[1], name
 
 
 def test_restoration_without_damage_is_reconstruction_under_a_unit_gaussian() -> None:
