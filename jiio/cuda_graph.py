@@ -92,7 +92,7 @@ class Recording:
         self.rows = len(state.x)
         self.state, self.context = tree.apply(torch.clone, state), tree.apply(torch.clone, context)
         self.filled = context
-        self.outputs, self.replay = record(lambda: function(self.state, self.context))
+        self.outputs, self.replay = record(lambda: function(self.state, self.context), state.x.device)
 
     def __call__(self, state: State, context: Any) -> Gradients:
         """The function's values at `state`."""
@@ -105,14 +105,16 @@ class Recording:
         return tree.apply(lambda leaf: leaf[:rows].clone(), self.outputs)
 
 
-def record(function: Callable[[], Tree]) -> tuple[Tree, Replay]:
-    """The tensors that `function` returns, and what computes them again in place from the tensors that it read."""
-    graph, shared = torch.cuda.CUDAGraph(), _shared(torch.cuda.current_device())
-    try:
-        outputs = _recorded(graph, shared.stream, function, pool=shared.anchor.pool())
-    except RuntimeError:
-        _shared.cache_clear()  # a pool is of no more use after a recording that failed
-        raise
+def record(function: Callable[[], Tree], device: torch.device) -> tuple[Tree, Replay]:
+    """The tensors that `function` returns, and what computes them again in place from the tensors that it read, all on
+    `device`."""
+    with torch.cuda.device(device):  # a stream records what is launched on its own device alone
+        graph, shared = torch.cuda.CUDAGraph(), _shared(torch.cuda.current_device())
+        try:
+            outputs = _recorded(graph, shared.stream, function, pool=shared.anchor.pool())
+        except RuntimeError:
+            _shared.cache_clear()  # a pool is of no more use after a recording that failed
+            raise
     return outputs, graph.replay
 
 

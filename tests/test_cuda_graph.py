@@ -37,7 +37,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of recordings made so far, as a list that grows."""
     made: list[int] = []
 
-    def record(function: Callable[[], Tree]) -> tuple[Tree, Callable[[], object]]:
+    def record(function: Callable[[], Tree], device: torch.device) -> tuple[Tree, Callable[[], object]]:
         made.append(1)
         return replayed(function)
 
@@ -88,7 +88,7 @@ def test_fewer_rows_use_the_recording_down_to_half(recordings: list[int]) -> Non
 
 
 def test_what_cannot_be_recorded_is_evaluated_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(function: Callable[[], Tree]) -> None:
+    def refuse(function: Callable[[], Tree], device: torch.device) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(module, "record", refuse)
