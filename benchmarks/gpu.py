@@ -21,6 +21,7 @@ import torch
 
 from jiio import Anderson, Problem, State, load
 from jiio.app.compare import bare_step, clock
+from jiio.app.team import Team
 from jiio.app.train_generation import Trainer, Training, default_config
 from jiio.cuda_graph import captured
 from jiio.fixed_point import CHECK_EVERY
@@ -106,8 +107,10 @@ def precision(*, tf32: bool) -> Iterator[None]:
     """Convolutions in TF32, torch's default, or in float32."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = tf32
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def step_times(model: Generator, images: torch.Tensor) -> dict[str, float]:
@@ -134,8 +137,10 @@ def uncaptured() -> Iterator[None]:
     """Solves of the generation task without graphs."""
     kept = generation.captured
     generation.captured = lambda problem: problem
-    yield
-    generation.captured = kept
+    try:
+        yield
+    finally:
+        generation.captured = kept
 
 
 def without_graphs(run: Callable[[], object]) -> Callable[[], object]:
@@ -163,24 +168,20 @@ def training_times(side: int, preset: Any, images: torch.Tensor) -> dict[str, fl
     for chosen in ("32", "bf16"):
         training = Training(images=512, steps=10_000, precision=chosen)
         config = default_config((images.shape[1], side, side), preset=preset)
-        trainer = Trainer(images.cpu(), config, training, team=_Team())
+        trainer = Trainer(images.cpu(), config, training, team=Team("cuda"))
         runs[f"{chosen}, graph"] = trainer.advance
         runs[chosen] = without_graphs(trainer.advance)
     return milliseconds(runs, repeats=5)
 
 
-def _Team() -> Any:
-    from jiio.app.team import Team
-
-    return Team("cuda")
-
-
 def main() -> None:
-    """Print the table; write it to --json."""
+    """Print a line for every measurement; write all to --json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("runs/gpu.json"))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 512])
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device on this machine")
     rows: list[dict[str, Any]] = []
     for name, model, images in models():
         for batch in options.batches:
@@ -195,7 +196,7 @@ def main() -> None:
         images = torch.rand(512, 1 if side == 28 else 3, side, side)
         rows.append({"training": f"{preset} {side}x{side}", "batch": 64} | training_times(side, preset, images))
         report(rows[-1])
-    found = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
+    found = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "seed": 0, "rows": rows}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1))
 

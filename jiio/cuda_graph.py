@@ -7,24 +7,31 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from jiio import tree
 from jiio.problem import Gradients, Problem, State
 from jiio.tree import Tree
 
 Replay = Callable[[], object]
+# Recordings share memory: between a replay and the copy of what it computed no other one may run.
+_LOCK = RLock()
 
 
 def captured(problem: Problem) -> Problem:
     """The same problem, whose gradients are replayed from a CUDA graph; `problem` itself where there is no GPU.
 
-    For one solve: what f and cost hide in closures (bound weights) is recorded where it lies, and may only change in place.
-    The first evaluation runs as usual, the second is recorded, every further one replayed; when half of the batch is
-    finished, the rest is recorded anew. CUDA refuses to record an f or cost that reads a tensor's value in Python (`.item()`,
-    `if tensor:`): a warning says so, and the problem is evaluated as usual.
+    For one solve, on one stream: f and cost are recorded with the weights they are bound to, and the context must stay as it
+    is. The first evaluation runs as usual, the second is recorded, every further one replayed; when half of the batch is
+    finished, the rest is recorded anew. CUDA refuses to record an f or cost that reads a GPU tensor's value in Python
+    (`.item()`, `if tensor:`): a warning says so, and the problem is evaluated as usual. A choice that Python makes in another
+    way, by a counter say, is recorded as it was made. `solution.map` keeps the recording, and its memory.
+
+    Raises `TypeError` for a subclass of `Problem`, whose own methods would not be recorded.
 
     >>> plain = Problem(lambda z, x: z.tanh() + x, lambda z, x: z.square().sum(1))
     >>> torch.cuda.is_available() or captured(plain) is plain
@@ -32,6 +39,10 @@ def captured(problem: Problem) -> Problem:
     """
     if not torch.cuda.is_available() or isinstance(problem, CapturedProblem):
         return problem
+    if type(problem) is not Problem:
+        raise TypeError(
+            f"captured takes a Problem, not a subclass such as {type(problem).__name__}: solve that as it is"
+        )
     return CapturedProblem(**{part.name: getattr(problem, part.name) for part in fields(problem)})
 
 
@@ -68,8 +79,14 @@ class Recordings:
         self, function: Callable[[State, tuple[Any, ...]], Gradients], state: State, context: Any
     ) -> Gradients:
         """function(state, context), as usual or replayed."""
+        with _LOCK:
+            return self._evaluated(function, state, context)
+
+    def _evaluated(
+        self, function: Callable[[State, tuple[Any, ...]], Gradients], state: State, context: Any
+    ) -> Gradients:
         rows = len(state.x)
-        if self.recording is not None and self.recording.rows < 2 * rows <= 2 * self.recording.rows:
+        if self.recording is not None and rows <= self.recording.rows < 2 * rows:
             return self.recording(state, context)
         self.recording = None
         # as usual, once: kernels are loaded and algorithms chosen, which can't be recorded
@@ -80,7 +97,11 @@ class Recordings:
             self.recording = Recording(function, state, context)
         except RuntimeError as error:
             self.refused = True
-            warnings.warn(f"not captured, evaluated as usual: {str(error).splitlines()[0]}", stacklevel=2)
+            warnings.warn(
+                "f or cost can't be captured, for it reads a tensor's value in Python or copies from the CPU; they are "
+                f"evaluated as usual: {str(error).splitlines()[0]}",
+                stacklevel=2,
+            )
             return function(state, context)
         return self.recording(state, context)
 
@@ -90,7 +111,7 @@ class Recording:
 
     def __init__(self, function: Callable[[State, Any], Gradients], state: State, context: Any):
         self.rows = len(state.x)
-        self.state, self.context = tree.apply(torch.clone, state), tree.apply(torch.clone, context)
+        self.state, self.context = tree.apply(_copy, state), tree.apply(_copy, context)
         self.filled = context
         self.outputs, self.replay = record(lambda: function(self.state, self.context), state.x.device)
 
@@ -112,8 +133,8 @@ def record(function: Callable[[], Tree], device: torch.device) -> tuple[Tree, Re
         graph, shared = torch.cuda.CUDAGraph(), _shared(torch.cuda.current_device())
         try:
             outputs = _recorded(graph, shared.stream, function, pool=shared.anchor.pool())
-        except RuntimeError:
-            _shared.cache_clear()  # a pool is of no more use after a recording that failed
+        except BaseException:
+            _shared.cache_clear()  # stream and pool are of no more use after a recording that failed
             raise
     return outputs, graph.replay
 
@@ -143,7 +164,7 @@ def _recorded(
         graph.capture_begin(**pool)
         try:
             outputs = function()
-        except RuntimeError:
+        except BaseException:  # an interrupt too must not leave the stream recording
             with suppress(RuntimeError):  # says the same once more
                 graph.capture_end()
             raise
@@ -152,6 +173,10 @@ def _recorded(
     return outputs
 
 
+def _copy(leaf: Tensor) -> Tensor:
+    return leaf.detach().clone()
+
+
 def _fill(buffers: Tree, values: Tree, rows: int) -> None:
     for buffer, value in zip(tree.leaves(buffers), tree.leaves(values), strict=True):
-        buffer[:rows].copy_(value)
+        buffer[:rows].copy_(value.detach())

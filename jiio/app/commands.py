@@ -27,18 +27,12 @@ class Common:
 
     device: str = "cpu"
     """cpu, or cuda where there is one."""
+    seed: int = 0
+    """Seed of everything random."""
     threads: int = field(default_factory=cpu_share)
     """CPU threads of a process; set explicitly for timings."""
     json: Path | None = None
     """Also write the figures to this file."""
-
-
-@dataclass(frozen=True)
-class Seeded(Common):
-    """Of commands that draw something."""
-
-    seed: int = 0
-    """Seed of everything random."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class WithData(Common):
 
 
 @dataclass(frozen=True)
-class WithRun(Seeded, WithData):
+class WithRun(WithData):
     """Options of every training."""
 
     output: Path | None = None
@@ -76,7 +70,7 @@ class Train(WithRun):
 
 
 @dataclass(frozen=True)
-class Demo(Seeded):
+class Demo(Common):
     """Train a generator on scikit-learn's digits (about a minute), restore damaged test images, print a table.
 
     Example: jiio demo
@@ -96,7 +90,7 @@ def demo(options: Demo) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restore(Seeded):
+class Restore(Common):
     """Restore image files with a trained generator.
 
     Examples: jiio restore mnist-generator digit.png --damage hole
@@ -129,6 +123,8 @@ def restore(options: Restore) -> dict[str, Any]:
         raise UserError(f"--noise must not be negative, got {options.noise}")
     if options.damage and (options.mask or options.noise):
         raise UserError("--damage is for clean files, --mask and --noise for damaged ones: give one or the other")
+    if not (options.damage or options.mask or options.noise):
+        raise UserError("say what is damaged: --mask, --noise or both, or --damage for clean files")
     _, model, _ = open_generator(options.run, options.device)
     device = options.device
     with user_input():

@@ -11,7 +11,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from jiio.app.commands import Seeded, Train, WithData, open_model, own_run, text
+from jiio.app.commands import Common, Train, WithData, open_model, own_run, text
 from jiio.app.launch import team_of, train
 from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.app.table import console
@@ -77,7 +77,7 @@ def train_adversarial(options: TrainAdversarial) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackFiles(Seeded):
+class AttackFiles(Common):
     """Attack image files: what is the smallest-looking change that makes a classifier err?
 
     Example: jiio attack mnist-classifier digit.png --radius 2
@@ -116,7 +116,7 @@ def attack_files(options: AttackFiles) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditRun(Seeded, WithData):
+class AuditRun(WithData):
     """Does a classifier only look robust? Gradients, radii, step sizes, tolerances, unrolled, transferred, gradient-free.
 
     Example: jiio audit digits-classifier

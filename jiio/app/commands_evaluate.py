@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import tyro
 
-from jiio.app.commands import SHOWN, Seeded, WithData, characters_of, images_of, open_model, own_run
+from jiio.app.commands import SHOWN, WithData, characters_of, images_of, open_model, own_run
 from jiio.app.commands_classifier import labelled, threat_of, training_seconds
 from jiio.app.features import Features, features
 from jiio.app.progress import images_bar
@@ -23,13 +23,13 @@ Positional = tyro.conf.Positional
 
 
 @dataclass(frozen=True)
-class Evaluate(Seeded, WithData):
+class Evaluate(WithData):
     """How good is a trained model on test images it has not seen?
 
     A generator: reconstruction and restoration, beside PCA and probabilistic PCA, PSNR and SSIM; Frechet distance of its
-    samples. A VAE: the same by its encoder, and by the search for latents that a generator gets. A classifier:
-    accuracy, clean and under attack, by this project's attacks and by other people's. A model that adapts: accuracy on new
-    tasks.
+    samples. A VAE: the same, and reconstruction by its encoder alone beside the search for latents that a generator gets.
+    A classifier: accuracy, clean and under attack, by this project's attacks and by other people's. A model that adapts:
+    accuracy on new tasks.
 
     Examples: jiio evaluate mnist-generator --data-dir DATA
               jiio evaluate mnist-generator --data-dir DATA --damages blur superresolution pixels

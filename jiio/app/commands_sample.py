@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jiio.app.commands import Seeded, WithData, images_of, open_generator
+from jiio.app.commands import WithData, images_of, open_generator
 from jiio.app.run_folder import UserError
 from jiio.app.table import console
 from jiio.tasks.generation import PRIOR
@@ -17,7 +17,7 @@ Positional = tyro.conf.Positional
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Seeded, WithData):
+class Sample(WithData):
     """Draw new images from the density of a generator's latents; test images reconstructed, interpolated, and added.
 
     Example: jiio sample mnist-generator --data-dir DATA

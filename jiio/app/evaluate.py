@@ -165,7 +165,7 @@ def evaluate_damage(
     baseline in both ways; share converged, evaluations, seconds. PSNR inside the hole for a hole."""
     operator, sigma = damage(name)
     joint = Figures()
-    sums = {key: Quality() for key in ("damaged", "baseline", "baseline_posterior", "posterior")}
+    sums = {key: Quality() for key in COLUMNS if key != "restored"}
     for first in range(0, len(images), BATCH):
         batch = images[first : first + BATCH]
         measurement = measure(operator, batch, sigma=sigma, ids=range(first, first + len(batch)), seed=seed)
@@ -174,8 +174,13 @@ def evaluate_damage(
         found, solution = restore(model, on_device, on_failure="ignore")
         seconds = time.perf_counter() - began
         joint = joint.add(Quality.of(found.cpu(), batch, inside), solution, seconds)
-        values = [enlarged(measurement), *baseline.restore(measurement), posterior_mean(model, found, on_device).cpu()]
-        for key, value in zip(sums, values, strict=True):
+        in_range, posterior = baseline.restore(measurement)
+        for key, value in (
+            ("damaged", enlarged(measurement)),
+            ("posterior", posterior_mean(model, found, on_device).cpu()),
+            ("baseline", in_range),
+            ("baseline_posterior", posterior),
+        ):
             sums[key] += Quality.of(value, batch, inside, clip=key != "damaged")
         if watch:
             watch(len(batch))
@@ -211,12 +216,12 @@ def over_seeds(results: Sequence[dict[str, float]]) -> dict[str, dict[str, float
     return {key: interval([result[key] for result in results]) for key in results[0]}
 
 
-SHOWN = {
+COLUMNS = {
     "damaged": "damaged",
     "restored": "in range",
     "baseline": "PPCA",
     "posterior": "posterior",
-    "baseline_posterior": "PPCA's",
+    "baseline_posterior": "PPCA posterior",
 }
 
 
@@ -249,10 +254,10 @@ def show_damages(title: str, report: dict[str, Any], damages: Sequence[str] = DA
         "PSNR in dB, inside the hole for `hole`. in range: what the generator makes of the latents found; posterior: the mean "
         "of the image given these and the measurement. PPCA: probabilistic PCA of the same latent size, in both ways"
     )
-    header = ("damage", *SHOWN.values())
-    lines = [[name, *(with_interval(v[f"psnr_{key}"], 1) for key in SHOWN)] for name, v in chosen.items()]
+    header = ("damage", *COLUMNS.values())
+    lines = [[name, *(with_interval(v[f"psnr_{key}"], 1) for key in COLUMNS)] for name, v in chosen.items()]
     show(title, header, lines, note=note)
-    lines = [[name, *(f"{v[f'ssim_{key}']['mean']:.3f}" for key in SHOWN)] for name, v in chosen.items()]
+    lines = [[name, *(f"{v[f'ssim_{key}']['mean']:.3f}" for key in COLUMNS)] for name, v in chosen.items()]
     show("SSIM of the same images, known pixels of a hole kept", header, lines)
     solves = [
         [name, f"{100 * v['converged']['mean']:.1f} %", with_interval(v["evaluations"], 0)]

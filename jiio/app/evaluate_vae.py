@@ -47,7 +47,8 @@ def evaluate(
     latent = encode(model, test.to(model.pixel_variance.device))[0]
     decoded = decode(model, latent).cpu()
     report["encoder"] = {"psnr": psnr(decoded, test), "seconds": time.perf_counter() - began}
-    middle, searched = density(model.generator).center().expand_as(latent), {}
+    middle = density(model.generator).center().expand_as(latent)
+    searched: dict[str, Tensor] = {}
     for name, first in zip(STARTS, (latent, middle), strict=True):
         report[f"search_from_{name}"] = {}
         for steps in BUDGETS:

@@ -153,11 +153,14 @@ def prepare(options: commands.Common) -> None:
         raise UserError(f"--radius must be positive, got {radius}")
     torch.set_num_threads(options.threads)
     try:
-        kind = torch.device(options.device).type
+        device = torch.device(options.device)
     except RuntimeError as error:
         raise UserError(f"there is no device {options.device!r}: use cpu or cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("torch finds no CUDA device on this machine: use --device cpu")
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"torch finds no CUDA device {device.index or 0} on this machine: use --device cpu")
+        if device.index is not None:
+            torch.cuda.set_device(device)  # clocks wait for this one
 
 
 def _refuse(sentence: str) -> int:

@@ -174,7 +174,7 @@ class Trainer(Trainable[Generator, Training]):
 
     def tangents(self) -> tuple[Tensor, Tensor]:
         """The tangents at the last latents; each process computes those of its share of the directions."""
-        units, team = torch.eye(self.model.config.latent, device=self.device), self.team
+        units, team = torch.eye(self.model.config.latent).to(self.recent), self.team
         if len(units) % team.size:
             return tangents(self.model, self.recent)
         found, weight = tangents(self.model, self.recent, team.share(units))

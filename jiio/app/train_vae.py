@@ -47,7 +47,7 @@ class Trainer(Trainable[VAE, Training]):
     def __init__(self, images: Tensor, config: VAEConfig, training: Training, *, team: Team = Team()):
         images = chosen(images, training.images, batch=training.batch, seed=training.seed)
         if team.size * team.accumulate > 1:
-            raise UserError("a VAE's pixel variance belongs to a whole batch: train it in one process")
+            raise UserError("a VAE's pixel variance belongs to a whole batch: train it in one process and one part")
         torch.manual_seed(training.seed)
         model = vae(config)
         model.encoder.network.on_failure = "ignore"

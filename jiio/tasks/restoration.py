@@ -173,9 +173,10 @@ def posterior_mean(model: LatentModel, restored: Tensor, measurement: Measuremen
 
         h + v A^T (v A A^T + sigma^2)^-1 (y - A h),     h = `restored`, (batch, channels, height, width)
 
-    Not confined to the range: pixels measured without noise are kept, noisy ones weighed against h, means over blocks met.
-    Its squared error is the smaller one wherever more than h is known of a pixel. An operator that mixes pixels is inverted
-    by up to `INVERSION_STEPS` MINRES steps; fewer than it needs smooth the correction.
+    Of the same shape, neither confined to the range nor clipped: pixels measured without noise are kept (to 1e-4 of y - h),
+    noisy ones weighed against h, means over blocks met. On average over images its squared error is the smaller one as far
+    as what the range misses is white. Noise counts as sigma^2 >= 1e-4 v. An operator that mixes pixels is inverted by up to
+    `INVERSION_STEPS` MINRES steps; fewer than it needs smooth the correction.
     """
     variance, y = float(model.residual_variance), measurement.y
     noise = max(measurement.sigma**2, NOISELESS * variance)

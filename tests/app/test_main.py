@@ -51,7 +51,7 @@ def test_the_help_of_a_command_has_an_example(name: str, capsys: pytest.CaptureF
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert f"jiio {name}" in text and "Example" in text
-    assert all(option in text for option in ("--device", "--threads", "--json"))
+    assert all(option in text for option in ("--device", "--seed", "--threads", "--json"))
 
 
 def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,10 +128,11 @@ def test_a_colour_file_is_restored_in_grey_and_other_sizes_refused(
     out = ("-o", tmp_path, "--threads", 1)
     assert main(list(map(str, ("restore", run, colour, "--noise", 0.1, *out)))) == 0
     capsys.readouterr()
-    assert "has 10x9 pixels, this model needs 8x8" in refused(capsys, "restore", run, large, *out)
+    assert "has 10x9 pixels, this model needs 8x8" in refused(capsys, "restore", run, large, "--noise", 0.1, *out)
     assert "has 10x9 pixels, the images 8x8" in refused(capsys, "restore", run, colour, "--mask", large, *out)
     assert "is all black" in refused(capsys, "restore", run, colour, "--mask", colour, *out)
-    assert "one after the other" in refused(capsys, "restore", run, colour, colour, *out)
+    assert "one after the other" in refused(capsys, "restore", run, colour, colour, "--noise", 0.1, *out)
+    assert "say what is damaged" in refused(capsys, "restore", run, colour, *out)
     assert "unknown damage 'rust'" in refused(capsys, "restore", run, colour, "--damage", "rust", *out)
     both = ("--damage", "hole", "--noise", 0.1)
     assert "one or the other" in refused(capsys, "restore", run, colour, *both, *out)
