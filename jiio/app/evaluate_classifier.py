@@ -58,9 +58,7 @@ def evaluate(
 
     work: f, vjp and cost_grad a sample of the project's own attacks; other people's are timed alone.
     """
-    model.tol = EVALUATION_TOL
-    with torch.no_grad():
-        right = torch.cat([model(x).argmax(1) == y for x, y in _batches(images, labels)])
+    right = clean(model, images, labels)
     results = dict(_results(model, images, labels, threat, watch))
     rows = {name: _row(right & result.robust, result, len(images)) for name, result in results.items()}
     strongest = right.clone()
@@ -73,6 +71,15 @@ def evaluate(
         "attacks": rows,
         "strongest": wilson(strongest),
     }
+
+
+def clean(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+    """Whether each image is classified right, (images,), a batch at a time on the model's device."""
+    model.tol = EVALUATION_TOL
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        parts = [model(x.to(device)).argmax(1) == y.to(device) for x, y in _batches(images, labels)]
+    return torch.cat(parts)
 
 
 def _results(
@@ -179,6 +186,9 @@ def show_report(report: dict[str, Any]) -> None:
         return f"{100 * row['accuracy']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
 
     lines = [["clean", percent(report["clean"]), "", "", ""]]
+    if "clean_all" in report:
+        whole = report["clean_all"]
+        lines.insert(0, [f"clean, all {whole['images']} images", percent(whole), "", "", ""])
     for name, row in report["attacks"].items():
         work = "" if row["work"] is None else f"{row['work']['f']:.0f} + {row['work']['vjp']:.0f}"
         distance = "" if row["median_distance"] is None else f"{row['median_distance']:.2f}"

@@ -77,6 +77,7 @@ def test_evaluation_has_a_row_for_each_attack_and_is_written(run: Path) -> None:
     assert main(["evaluate", str(run), "--images", "10", "--threads", "1"]) == 0
     report = json.loads((run / "report.json").read_text())
     assert report["images"] == 10
+    assert report["clean_all"]["images"] == 360
     assert report["strongest"]["accuracy"] <= report["clean"]["accuracy"]
     for row in report["attacks"].values():
         assert set(row) == {"accuracy", "low", "high", "seconds", "work", "median_distance"}
