@@ -26,6 +26,10 @@ PRIOR = 0.05
 RATE = 0.2
 FIRST_STEPS = Falling(3.0, 1.0, factor=0.8)  # times the rate: far from the minimum the average tangents are too careful
 LOOKAHEAD = Falling(1.0, 0.0, factor=0.9)
+# Lag of z and mu up to which x moves at its full rate, for solves from far away: where the decoder is nearly linear
+# (photographs) long first steps reach the minimum in two, and overshoot it on gradients that lag; with `Step`'s own, which
+# falls from 0.3 by 0.9, it took twice the steps there (docs/results.md).
+LAG = Falling(0.2, 0.05, factor=0.8)
 SOLVER = Delayed(after=30)
 # From the guess of a training, near the minimum, mixing may begin early; from the mean latent it then finds saddles.
 TRAINING_SOLVER = Delayed(after=8)
@@ -60,7 +64,7 @@ def reconstruction_step(model: LatentModel, batch: int, *, prior: float = PRIOR,
     precision = prior * torch.eye(tangent.shape[1], dtype=tangent.dtype, device=tangent.device)
     weight = tangent.new_ones(1, len(tangent)).expand(batch, -1)
     rule = ImageRule(model.decoder(), model.slope, tangent, model.spread, weight, lambda x: precision, rate)
-    return Step(rule, schedule=FIRST_STEPS, lookahead=LOOKAHEAD)
+    return Step(rule, schedule=FIRST_STEPS, lag=LAG, lookahead=LOOKAHEAD)
 
 
 def reconstruct(
@@ -118,7 +122,7 @@ class GenerationLoss(nn.Module):
         with torch.no_grad():
             step = reconstruction_step(self.model, batch, prior=self.prior, rate=self.rate)
         # a training starts at the guess or the image's last latent, near the minimum: no long first steps
-        return replace(step, schedule=Constant(), lookahead=0.0)
+        return replace(step, schedule=Constant(), lag=Step.lag, lookahead=0.0)
 
 
 def squares(value: Tensor) -> Tensor:
