@@ -123,9 +123,9 @@ def restore(options: Restore) -> dict[str, Any]:
         raise UserError(f"--noise must not be negative, got {options.noise}")
     if options.damage and (options.mask or options.noise):
         raise UserError("--damage is for clean files, --mask and --noise for damaged ones: give one or the other")
+    _, model, _ = open_generator(options.run, options.device)
     if not (options.damage or options.mask or options.noise):
         raise UserError("say what is damaged: --mask, --noise or both, or --damage for clean files")
-    _, model, _ = open_generator(options.run, options.device)
     device = options.device
     with user_input():
         images = read_images(options.images, model.config.image_shape)
