@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jiio import tree
 from jiio.app.bench import Batch, Case, Settings
 from jiio.app.methods import Handover, Joint, Method, Nested, TorchDEQ
-from jiio.app.restore import to_device
+from jiio.app.restore import device_of, to_device
 from jiio.curvature import gauss_newton, inverse_of
 from jiio.data.episodes import Episodes
 from jiio.models import Classifier, ContextClassifier, Generator
@@ -224,8 +224,3 @@ def holed(model: Generator, images: Tensor, prior: float) -> Batch:
     return Batch(
         problem, start(model, len(images)), lambda rate: restoration_step(model, measurement, gaussian, rate=rate)
     )
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's weights are."""
-    return next(model.parameters()).device

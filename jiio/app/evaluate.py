@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +144,18 @@ def evaluate_reconstruction(
 
 
 def reconstruct_all(
-    model: Generator, images: Tensor, *, max_steps: int, prior: float = PRIOR, watch: Watch | None = None
-) -> tuple[Tensor, dict[str, float]]:
-    """(reconstructions, figures as `evaluate_reconstruction` gives them)."""
+    model: Generator, images: Tensor, *, max_steps: int, prior: float = PRIOR, latent: Tensor | None = None,
+    watch: Watch | None = None,
+) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    """(reconstructions from the model's guess or from `latent`, figures as `evaluate_reconstruction` gives them)."""
     figures, parts = Figures(), []
-    for batch in images.split(BATCH):
+    starts = repeat(None) if latent is None else latent.split(BATCH)
+    for batch, first in zip(images.split(BATCH), starts, strict=False):
         began = time.perf_counter()
         on_device = batch.to(model.bias.device)
-        found, solution = reconstruct(model, on_device, prior=prior, max_steps=max_steps, on_failure="ignore")
+        found, solution = reconstruct(
+            model, on_device, prior=prior, latent=first, max_steps=max_steps, on_failure="ignore"
+        )
         parts.append(found.cpu())
         figures = figures.add(Quality.of(parts[-1], batch), solution, time.perf_counter() - began)
         if watch:
@@ -277,16 +282,11 @@ def restoration_picture(
         inside = unknown(measurement)
         on_device = to_device(measurement, model.bias.device)
         restored, _ = restore(model, on_device, on_failure="ignore")
-        in_range, mean = baseline.restore(measurement)[0], posterior_mean(model, restored, on_device)
-        made = [
-            (name, enlarged(measurement)),
-            ("in range", restored.cpu()),
-            ("posterior", mean.cpu()),
-            ("PPCA", in_range),
-        ]
-        for label, shown in made:
-            if label == "posterior" and inside is not None:
-                continue  # inside a hole it is what is in range
+        made = {name: enlarged(measurement), "in range": restored.cpu()}
+        if inside is None:  # inside a hole it is what is in range
+            made["posterior"] = posterior_mean(model, restored, on_device).cpu()
+        made["PPCA"], _ = baseline.restore(measurement)
+        for label, shown in made.items():
             if inside is not None:
                 shown = torch.where(inside > 0, shown, images)
             captions = [f"{value:.1f} dB" for value in each_psnr(shown, images, inside)]

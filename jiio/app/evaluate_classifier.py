@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jiio.app.restore import device_of
 from jiio.app.table import console, show
 from jiio.models import Classifier
 from jiio.solution import Work
@@ -76,7 +77,7 @@ def evaluate(
 def clean(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
     """Whether each image is classified right, (images,), a batch at a time on the model's device."""
     model.tol = EVALUATION_TOL
-    device = next(model.parameters()).device
+    device = device_of(model)
     with torch.no_grad():
         parts = [model(x.to(device)).argmax(1) == y.to(device) for x, y in _batches(images, labels)]
     return torch.cat(parts)

@@ -6,18 +6,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from jiio.app.evaluate import (
-    BATCH,
     BUDGETS,
     DAMAGES,
-    Figures,
-    Quality,
     Watch,
     evaluate_damage,
     over_seeds,
+    reconstruct_all,
     show_damages,
 )
 from jiio.app.features import Features
@@ -27,7 +24,7 @@ from jiio.models import VAE
 from jiio.tasks.latent_model import density
 from jiio.tasks.metrics import psnr
 from jiio.tasks.ppca import PPCA
-from jiio.tasks.vae import decode, encode, search
+from jiio.tasks.vae import decode, encode
 
 STARTS = ("encoder", "mean")
 
@@ -52,7 +49,9 @@ def evaluate(
     for name, first in zip(STARTS, (latent, middle), strict=True):
         report[f"search_from_{name}"] = {}
         for steps in BUDGETS:
-            searched[name], figures = search_all(model, test, first, max_steps=steps, watch=watch)
+            searched[name], figures = reconstruct_all(
+                model.generator, test, max_steps=steps, prior=float(model.pixel_variance), latent=first, watch=watch
+            )
             report[f"search_from_{name}"][str(steps)] = figures
     if features is not None:
         copies = {"encoder": decoded, "reconstructions": searched["encoder"]}
@@ -68,21 +67,6 @@ def evaluate(
 def evaluated_images(images: int, draws: int, damages: Sequence[str] = DAMAGES) -> int:
     """How many solves `evaluate` does for so many images."""
     return images * (len(STARTS) * len(BUDGETS) + len(damages) * draws)
-
-
-def search_all(
-    model: VAE, images: Tensor, latent: Tensor, *, max_steps: int, watch: Watch | None = None
-) -> tuple[Tensor, dict[str, float]]:
-    """(reconstructions after `max_steps` joint steps from `latent`, their PSNR and whether they converged)."""
-    figures, parts = Figures(), []
-    for batch, first in zip(images.split(BATCH), latent.split(BATCH), strict=True):
-        began = time.perf_counter()
-        found, solution = search(model, batch.to(latent.device), latent=first, max_steps=max_steps, on_failure="ignore")
-        parts.append(found.cpu())
-        figures = figures.add(Quality.of(parts[-1], batch), solution, time.perf_counter() - began)
-        if watch:
-            watch(len(batch))
-    return torch.cat(parts), figures.summary()
 
 
 def show_report(report: dict[str, Any], damages: Sequence[str] = DAMAGES) -> None:

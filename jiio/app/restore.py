@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jiio.app.run_folder import UserError
 from jiio.data import read_image, write_image
@@ -44,6 +44,11 @@ def damaged_measurement(images: Tensor, name: str, *, seed: int) -> Measurement:
 def output_name(path: Path) -> str:
     """The file that a restored image is written to."""
     return f"{path.stem}-restored.png"
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are."""
+    return next(model.parameters()).device
 
 
 def to_device(measurement: Measurement, device: str | torch.device) -> Measurement:
