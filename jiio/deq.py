@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jiio.fixed_point import check_budget, check_start, iterate, require_same_form
+from jiio.fixed_point import check_budget, check_start, iterate
 from jiio.implicit import attached, report_unconverged
 from jiio.joint import EquilibriumMap
 from jiio.problem import Problem
@@ -53,8 +53,6 @@ class DEQ(nn.Module):
         """The `Solution` at `x` from the guess `z0`; `implicit` differentiates it."""
         check_start((z0, x))
         problem = Problem(self.f, _no_cost, context=context)
-        with torch.no_grad():
-            require_same_form("f", z0, problem.evaluate(z0, x))
         F = EquilibriumMap(problem, x, Work())
         solution = iterate(F, z0, solver=self.solver, max_steps=self.max_steps, tol=(self.tol,), check_every=1)
         return settle_failure(solution, solution.residual.new_tensor([self.tol]), self.on_failure)

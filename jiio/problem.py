@@ -106,19 +106,19 @@ class Problem:
         return replace(self, constraint=self.constraint.select(rows), context=context)
 
     def check(self, start: State) -> None:
-        """`ValueError`, naming shapes and values, for a problem and start that can't be solved."""
+        """`ValueError`, naming shapes and values, for a start that does not fit; f and the cost are checked when they are
+        first evaluated."""
         check_start(start)
-        z, mu, x = start
-        require_same_form("mu", z, mu)
+        require_same_form("mu", start.z, start.mu)
         batch = tree.batch_size(start)
         for part in self.context:
             if tree.batch_size(part) != batch:
                 raise ValueError(
                     f"every leaf of context needs the batch first: x has {batch} samples, context {tree.batch_size(part)}"
                 )
-        with torch.no_grad():
-            require_same_form("f", z, self.evaluate(z, x))
-            cost = self.cost(z, x, *self.context)
+
+    def check_cost(self, cost: Tensor, batch: int) -> None:
+        """`ValueError` unless `cost` is a float for each of `batch` samples."""
         if cost.shape != (batch,):
             raise ValueError(f"cost must return one number a sample, shape {(batch,)}; it returned {tuple(cost.shape)}")
         if not cost.is_floating_point():

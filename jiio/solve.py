@@ -88,6 +88,7 @@ def cost_slope(problem: Problem, state: State, *, work: Work) -> Tree:
     z = tree.apply(lambda leaf: leaf.detach().requires_grad_(), state.z)
     with torch.enable_grad():
         cost = problem.cost(z, state.x.detach(), *problem.context)
+    problem.check_cost(cost, len(state.x))
     return tree.build(z, pull([cost], [torch.ones_like(cost)], tree.leaves(z)))
 
 

@@ -26,7 +26,7 @@ EVALUATION_TOL = 1e-3  # of z and adjoint while other people's attacks run; `jii
 OWN: dict[str, Method] = {
     "joint": JointAttack(),
     "joint, margin": JointAttack(loss="margin"),
-    "joint, 5 restarts": JointAttack(restarts=RESTARTS),
+    "joint, 5 restarts": JointAttack(restarts=RESTARTS, mirror=0.0),
     "PGD-100, cold solves": PGDAttack(steps=100),
 }
 Watch = Callable[[int], None]

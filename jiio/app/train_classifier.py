@@ -129,7 +129,7 @@ class Trainer(Trainable[Classifier, Training]):
 def method(training: Training) -> Method:
     """The attack of a training."""
     if training.attack == "joint":
-        return JointAttack(steps=training.attack_steps, solve_tol=training.solve_tol)
+        return JointAttack(steps=training.attack_steps, solve_tol=training.solve_tol, tol=1e-2)
     return PGDAttack(steps=training.attack_steps, warm=training.warm, solve_tol=training.solve_tol)
 
 

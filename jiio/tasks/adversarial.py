@@ -23,7 +23,7 @@ class AdversarialLoss(nn.Module):
     """
 
     def __init__(
-        self, model: ImageModel, threat: Threat, *, method: Method = JointAttack(steps=12), clean: float = 0.0
+        self, model: ImageModel, threat: Threat, *, method: Method = JointAttack(steps=12, tol=1e-2), clean: float = 0.0
     ):
         super().__init__()
         if not 0 <= clean < 1:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
+from jiio import load
+from jiio.data.digits import digits_images, digits_labels
 from jiio.models import Classifier, ClassifierConfig, classifier
 from jiio.tasks.adversarial import AdversarialLoss
 from jiio.tasks.attack import JointAttack, PGDAttack, attack
@@ -29,7 +33,7 @@ def images(count: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Tensor, 
 
 
 @pytest.mark.parametrize("norm, radius", [("l2", 0.8), ("linf", 0.1)])
-@pytest.mark.parametrize("method", [JointAttack(restarts=3), PGDAttack(), PGDAttack(warm=True)])
+@pytest.mark.parametrize("method", [JointAttack(restarts=3, mirror=0.0), PGDAttack(), PGDAttack(warm=True)])
 def test_no_attacked_image_leaves_ball_or_box(norm, radius: float, method) -> None:
     x, labels = images()
     x[0] = x[0].round()  # on the box's edge
@@ -68,7 +72,7 @@ def test_a_targeted_attack_raises_the_target() -> None:
 
 def test_attacks_with_restarts_do_not_depend_on_the_batch() -> None:
     x, labels = images(5)
-    threat, method = Threat("l2", 0.8), JointAttack(restarts=3, steps=60)
+    threat, method = Threat("l2", 0.8), JointAttack(restarts=3, steps=60, mirror=0.5)
     together = attack(model(), x, labels, threat, method)
     for i in range(len(x)):
         alone = attack(model(), x[i : i + 1], labels[i : i + 1], threat, method)
@@ -83,10 +87,23 @@ def test_restarts_never_weaken_an_attack() -> None:
     assert bool((five.loss >= one.loss - 1e-6).all())
 
 
+def test_the_opposite_side_of_the_ball_is_tried_where_the_loss_is_high() -> None:
+    net, rows = load("digits-classifier"), slice(0, 60)
+    x, labels = digits_images("test")[rows], digits_labels("test")[rows]
+    threat = Threat("l2", 0.7)
+    once, twice = (attack(net, x, labels, threat, JointAttack(mirror=bound)) for bound in (math.inf, 1.0))
+    high = once.loss > 1.0
+    assert bool((twice.loss >= once.loss).all())
+    assert torch.equal(twice.images[~high], once.images[~high])
+    assert float((twice.loss - once.loss)[high].mean()) > 0.01
+    # only the images above the bound are paid for
+    assert once.work.f < twice.work.f < 2 * once.work.f
+
+
 def test_the_training_gradient_is_that_of_the_loss_at_the_attacked_images() -> None:
     """Against the exact gradient through the equilibrium at the images that the attack found."""
     net, (x, labels) = model(dtype=torch.float64), images(4, torch.float64)
-    method = JointAttack(steps=200)
+    method = JointAttack(steps=200, tol=1e-2)
     loss, solution = AdversarialLoss(net, Threat("l2", 0.5), method=method)(x, labels)
     net.tol = 1e-10
     reference = torch.nn.functional.cross_entropy(net(solution.value.x), labels)
