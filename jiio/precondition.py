@@ -218,6 +218,10 @@ class Step:
     lookahead: the direction is extrapolated by this many of its last changes, which makes up for the lag of z and mu where
     a constraint holds x (attacks: 1 saves a third of the steps); without one it turns into oscillation near the minimum,
     so there let a schedule take it away.
+    corrected: for a rule whose P is nearly the inverse Hessian. P g is then the step to the minimum as mu saw the problem, some
+    inputs ago; which inputs those are is known when the contraction of z and mu is (the first step measures each sample's, for
+    nothing), so the way x has gone since is added: P g + (x - seen), as a Smith predictor does (Smith 1957). Rates of 0.6
+    to 1 without a lag then take the place of 0.2 (docs/results.md).
     """
 
     x: float | Rule
@@ -227,6 +231,7 @@ class Step:
     lag: float | Schedule | None = Falling()
     cut: float | None = 0.7
     lookahead: float | Schedule = 0.0
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         for name in ("z", "mu"):

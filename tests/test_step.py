@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,13 +14,16 @@ from jiio import (
     L2Ball,
     Matrix,
     Normalized,
+    Problem,
     Scalar,
+    State,
     Step,
     curvature,
     gauss_newton,
     inverse_of,
     solve,
 )
+from jiio.joint import InputMemory
 from tests.problems import D, N, SmoothCell, linear_quadratic, smooth_problem, zeros
 
 
@@ -70,3 +75,53 @@ def test_a_preconditioner_that_does_not_commute_with_the_constraint_is_refused()
         with pytest.raises(ValueError, match="does not commute"):
             solve(problem, zeros(problem), step=Step(rule))
     solve(box, zeros(box), step=Step(Diagonal(torch.full((1, D), 0.1, dtype=torch.float64), rate=1.0)), max_steps=1000)
+
+
+def delayed(rho: float = 0.5) -> Problem:
+    """z* = x, reached with contraction `rho`; minimise 1/2 |z - y|^2, whose Hessian in x is 1."""
+    target = torch.linspace(-1, 1, 8, dtype=torch.float64).view(4, 2)
+    return Problem(
+        lambda z, x, y: rho * z + (1 - rho) * x, lambda z, x, y: 0.5 * (z - y).square().sum(1), context=(target,)
+    )
+
+
+def test_a_known_delay_makes_full_newton_steps_possible() -> None:
+    problem = delayed()
+    start = problem.start(torch.zeros(4, 2, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64))
+
+    def error(step: Step, steps: int) -> float:
+        found = solve(problem, start, step=step, max_steps=steps, tol=1e-9, on_failure="ignore")
+        return float((found.value.x - problem.context[0]).abs().max())
+
+    corrected = Step(1.0, lag=None, cut=None, corrected=True)
+    assert error(corrected, 30) < 1e-6
+    assert error(replace(corrected, corrected=False), 30) > 0.1
+    assert error(replace(corrected, corrected=False, x=0.2), 30) > 1e-3
+
+
+def test_the_measured_delay_is_the_contraction_of_each_sample() -> None:
+    memory = InputMemory.fresh(Scalar(1.0), torch.zeros(3, 2), slope=torch.ones(3, 2))
+    contraction = torch.tensor([0.2, 0.5, 1.5])
+    memory.measure_delay(torch.full((3, 2), 2.0), 2.0 * contraction[:, None] + torch.ones(3, 2))
+    assert memory.delay is not None
+    assert torch.allclose(memory.delay, torch.tensor([0.2, 0.5, 0.9]))
+
+
+def test_damped_rows_are_part_of_the_delay() -> None:
+    problem = delayed()
+    start = problem.start(torch.zeros(4, 2, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64))
+    step = Step(1.0, z=0.8, mu=0.6, lag=None, cut=None, corrected=True)
+    solution = solve(problem, start, step=step, max_steps=60, tol=1e-6)
+    assert bool(solution.converged.all())
+
+
+def test_samples_with_a_delay_do_not_depend_on_their_batch() -> None:
+    problem = smooth_problem(SmoothCell())
+    start = zeros(problem)
+    step = Step(0.3, lag=None, corrected=True)
+    together = solve(problem, start, step=step, tol=1e-6, on_failure="ignore").value.x
+    rows = torch.tensor([1])
+    alone = solve(
+        problem.select(rows), State(*(part[rows] for part in start)), step=step, tol=1e-6, on_failure="ignore"
+    )
+    assert float((alone.value.x[0] - together[1]).abs().max()) < 1e-10

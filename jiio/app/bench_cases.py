@@ -35,7 +35,7 @@ TUNED = 32  # training images that settings are chosen on
 TASKS = 16
 MATRIX_IMAGES = 64
 ADAM = (0.02, 0.05, 0.1, 0.2)
-RATES = (0.1, 0.2, 0.3, 0.4, 0.6)
+RATES = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
 TOLERANCES = (1e-1, 3e-2, 1e-2)
 SOLVE_TOLS = (3e-2, 1e-2)  # of a nested method's solves
 RADII = (0.3, 1.0, 3.0, 10.0)  # steps of an attack in radii
@@ -113,7 +113,7 @@ def nested_pgd(threat: Threat, *, warm: bool) -> Settings:
 
 def latent_references(batch: Batch, matrix: Tensor) -> tuple[Method, ...]:
     """The long runs behind a reference cost."""
-    return Joint(batch.step(0.2), SOLVER), Nested(LBFGS(initial=Matrix(matrix, 1.0)), True, 1e-3)
+    return Joint(batch.step(RATE), SOLVER), Nested(LBFGS(initial=Matrix(matrix, 1.0)), True, 1e-3)
 
 
 def attack_case(name: str, model: Classifier, train: Labelled, test: Labelled, threat: Threat) -> Case:

@@ -24,7 +24,7 @@ from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution
 from jiio.solve import solve
 from jiio.tasks.density import LatentDensity
-from jiio.tasks.generation import FIRST_STEPS, LAG, LOOKAHEAD, RATE, SOLVER, squares
+from jiio.tasks.generation import RATE, SOLVER, latent_step, squares
 from jiio.tasks.image_rule import ImageRule
 from jiio.tasks.latent_model import LatentModel, density, start
 from jiio.tasks.measurement import Measurement
@@ -102,7 +102,7 @@ def restoration_step(
         model.decoder(), model.slope, model.tangent, model.spread, weight, curvature, rate, measurement=mixed,
         believed=believed,
     )  # fmt: skip
-    return Step(rule, schedule=FIRST_STEPS, lag=LAG, lookahead=LOOKAHEAD)
+    return latent_step(rule)
 
 
 def pixel_weight(model: LatentModel, measurement: Measurement) -> Tensor:
