@@ -136,7 +136,9 @@ class Book:
         runaway = (now.scale == torch.inf) | (excess == torch.inf)
         # a settled block may grow a thousandfold again, harmlessly, when another begins to move
         floor = torch.maximum(defect, SETTLED * now.scale)
-        self.least_defect = torch.where(floor.isnan(), self.least_defect, torch.minimum(self.least_defect, floor))
+        # with f(0, x) = 0 at the start there is nothing yet that could grow
+        unknown = floor.isnan() | (floor < torch.finfo(floor.dtype).tiny)
+        self.least_defect = torch.where(unknown, self.least_defect, torch.minimum(self.least_defect, floor))
         return (self.growing >= GROWING_CHECKS) | runaway
 
     def _track_best(self, k: int, s: Tree, now: Evaluation, excess: Tensor, broken: Tensor) -> None:

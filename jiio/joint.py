@@ -28,7 +28,7 @@ DOUBT = 3.0
 # The share of an input's rate at which it moves where its direction can't be corrected for the delay of z and mu. Of 1/2,
 # 1/3, 1/5 the middle one took the fewest steps on digits, MNIST and CIFAR-10.
 UNCORRECTED = 1 / 3
-LONGEST_DELAY = 0.9
+LONGEST_DELAY = 0.9  # beyond it the way gone since would reach over a whole solve
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class InputMemory:
     short moving average: the last one alone misses the slow oscillations of a lagging z and mu. Of averages 0, 0.5, 0.8,
     0.9 and recoveries of 2 and 5 % these were best on small random problems.  last: the direction before extrapolation.
     lag: the larger of the residuals of z and mu when the solve last looked at them.
-    seen: the inputs that z and mu have seen, (batch, 2, ...).  delay: the contraction by which they see more of a new one.
+    seen: the inputs that z and mu have seen, (batch, 2, ...).  delay: their contraction, the share of what they have not seen
+    yet that a step leaves unseen.
     slope: dcost/dz at the start, until the first step has measured the delay by it.
     """
 
@@ -147,8 +148,8 @@ class InputMemory:
         """`x` less the input that mu has seen; then z and mu, damped by `damping`, see more."""
         assert self.delay is not None, "the first step measures the delay"
         z, mu = (x, x) if self.seen is None else self.seen.unbind(1)
-        shown = [wide(damping * (1 - self.delay), x) for damping in damping]
-        self.seen = torch.stack((torch.lerp(z, x, shown[0]), torch.lerp(mu, z, shown[1])), dim=1)
+        of_x, of_z = (wide(rate * (1 - self.delay), x) for rate in damping)
+        self.seen = torch.stack((torch.lerp(z, x, of_x), torch.lerp(mu, z, of_z)), dim=1)
         return x - mu
 
     def copy(self) -> InputMemory:
@@ -171,9 +172,12 @@ class JointMap:
         mu <- mu + r_mu (J_z^T mu + dcost/dz - mu)
         x  <- project(x - rate P (J_x^T mu + dcost/dx))
 
+    where a corrected step adds to P g the way that x has gone since mu saw it (`InputMemory.unseen`).
+
     mu_floor: |dcost/dz| at the start, (batch,), below which |mu| does not shrink the relative adjoint residual.
     memory: of the input steps, the one thing that changes in the course of a solve.
-    cut_steps: how long overshooting is answered by shorter steps; a solver that mixes iterates needs a map that stays.
+    cut_steps: how long steps are corrected, and overshooting is answered by shorter ones; a solver that mixes iterates needs
+    a map that stays.
     """
 
     problem: Problem
@@ -208,7 +212,8 @@ class JointMap:
             self.memory.lag = torch.maximum(r_z, r_mu)
         rate, change = self._change(s, now, k)
         # of the step as it would be if z and mu stayed; what corrects it for their delay is no part of the residual
-        still = change if self.memory.seen is None else self._moved(s, rate, self.memory.rule.direction(now.x))
+        corrected = self.step.corrected and k < self.cut_steps
+        still = self._moved(s, rate, self.memory.rule.direction(now.x)) if corrected else change
         distance = torch.linalg.vector_norm(still.flatten(1), dim=1)
         r_x = distance / (rate * self.problem.constraint.scale).clamp_min(torch.finfo(distance.dtype).tiny)
         # the Lagrangian is the cost at the equilibrium to second order in how far z is off, the cost only to first: compared
@@ -251,6 +256,7 @@ class JointMap:
         cut = self.step.cut
         if k < self.cut_steps and cut is not None:
             # on an active constraint the gradient keeps a normal part that hides how its tangential part turns
+            # a corrected step knows better than the gradient, which lags, whether it has gone too far
             probe = now.x if self.symmetric and not self.step.corrected else change
             share = self.memory.look(probe, change / wide(rate, change), cut)
             change = wide(share, change) * change  # part of the way to a feasible point is feasible

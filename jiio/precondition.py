@@ -219,9 +219,10 @@ class Step:
     a constraint holds x (attacks: 1 saves a third of the steps); without one it turns into oscillation near the minimum,
     so there let a schedule take it away.
     corrected: for a rule whose P is nearly the inverse Hessian. P g is then the step to the minimum as mu saw the problem, some
-    inputs ago; which inputs those are is known when the contraction of z and mu is (the first step measures each sample's, for
-    nothing), so the way x has gone since is added: P g + (x - seen), as a Smith predictor does (Smith 1957). Rates of 0.6
-    to 1 without a lag then take the place of 0.2 (docs/results.md).
+    inputs ago. Which inputs those are is known when the contraction of z and mu is, and the first step measures each
+    sample's for nothing; so the way x has gone since is added: P g + (x - seen), as a Smith predictor does (Smith 1957).
+    Rates of 0.6 to 0.8 then take the place of 0.2 (docs/results.md). Not for contractions near 1, nor
+    beside a solver's own damping, which it does not know of; where iterates are mixed, steps are a third as long instead.
     """
 
     x: float | Rule

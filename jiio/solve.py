@@ -59,13 +59,13 @@ def solve(
         step.rule.check(problem.constraint)
     work = Work()
     start = settle(problem, start, work=work, tol=max(tolerances[0], COMPARABLE) / 2)
+    slope = cost_slope(problem, start, work=work)
     if step is None:
         step = automatic_step(problem, start.z, start.x, work=work)
-    slope = cost_slope(problem, start, work=work)
     # J^T mu + dcost/dz at mu = 0, had for nothing; one step further than 0
     unset = (tree.norm(start.mu) == 0) & tree.finite(slope)
     start, floor = start._replace(mu=tree.where(unset, slope, start.mu)), floor_of(slope)
-    memory = InputMemory.fresh(step.rule, start.x, slope=slope if step.corrected else None)
+    memory = InputMemory.fresh(step.rule, start.x, slope=slope if step.corrected and solver.plain_steps else None)
     F = JointMap(problem, step, floor, work, tolerances[0], memory, cut_steps=solver.plain_steps)
     given_away = [start]
     del slope, start  # of no more use after the first step, when `iterate` lets go of its start

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from jiio import (
+    Anderson,
     Box,
     Diagonal,
     Falling,
     L2Ball,
     Matrix,
     Normalized,
+    Picard,
     Problem,
     Scalar,
     State,
@@ -125,3 +127,27 @@ def test_samples_with_a_delay_do_not_depend_on_their_batch() -> None:
         problem.select(rows), State(*(part[rows] for part in start)), step=step, tol=1e-6, on_failure="ignore"
     )
     assert float((alone.value.x[0] - together[1]).abs().max()) < 1e-10
+
+
+def test_a_corrected_solve_takes_the_same_steps_with_and_without_a_trace() -> None:
+    problem = smooth_problem(SmoothCell())
+    step = Step(0.3, corrected=True)
+    found = [solve(problem, zeros(problem), step=step, trace=trace, on_failure="ignore") for trace in (False, True)]
+    assert torch.equal(found[0].value.x, found[1].value.x)
+    assert found[0].work == found[1].work
+
+
+def test_where_iterates_are_mixed_from_the_start_no_step_is_corrected() -> None:
+    problem = smooth_problem(SmoothCell())
+    a, b = (
+        solve(problem, zeros(problem), step=step, solver=Anderson(4), max_steps=20, on_failure="ignore").value.x
+        for step in (Step(0.3, corrected=True), Step(0.1))
+    )
+    assert torch.allclose(a, b)
+
+
+def test_a_start_at_an_equilibrium_of_zero_has_not_diverged() -> None:
+    problem = delayed()
+    start = problem.start(torch.zeros(4, 2, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64))
+    found = solve(problem, start, step=Step(0.2), solver=Picard(0.5), max_steps=300, on_failure="ignore")
+    assert bool(found.converged.all()), found.report()

@@ -25,8 +25,8 @@ RESTARTS = 5
 EVALUATION_TOL = 1e-3  # of z and adjoint while other people's attacks run; `jiio audit` sweeps it
 OWN: dict[str, Method] = {
     "joint": JointAttack(),
-    "joint, margin": JointAttack(loss="margin"),
-    "joint, 5 restarts": JointAttack(restarts=RESTARTS, mirror=0.0),
+    "joint, margin": JointAttack(loss="margin", mirror=math.inf),
+    "joint, 5 restarts": JointAttack(restarts=RESTARTS, mirror=-math.inf),
     "PGD-100, cold solves": PGDAttack(steps=100),
 }
 Watch = Callable[[int], None]

@@ -62,10 +62,11 @@ class JointAttack:
 
     loss: cross_entropy, or margin (the best other logit less the label's), which does not fade where the model is sure.
     solve_tol: relative residual of z at the start and at the end.  tol: of mu and x, at which an image is done; the loss
-    is off by its square, the gradient of a training by itself.
+    errs by about tol^2, the gradient that a training takes there by about tol.
     restarts: solves of each image, the first from the clean image, the others from seeded random feasible points.
-    mirror: images whose loss ends above it are attacked once more, from the opposite of the perturbation that was found:
-    where there is a second maximum it mostly lies on the other side, and is as often the higher one. inf: never.
+    mirror: images whose loss ends above it are attacked once more, from the opposite of the perturbation that was found, as
+    far as the box allows: a second maximum mostly lies on the other side, and often is the higher one. inf: never; -inf:
+    always. It raises the mean loss; most images above the default are fooled already, and targeted losses are never above 0.
     """
 
     steps: int = 30
@@ -130,6 +131,8 @@ def _check(method: JointAttack | PGDAttack) -> None:
         raise ValueError(f"steps and restarts must be at least 1, got {method.steps} and {method.restarts}")
     if not method.rate > 0:
         raise ValueError(f"rate must be positive, got {method.rate}")
+    if math.isnan(method.mirror):
+        raise ValueError("mirror must be a loss, or inf for never; got nan")
     if method.loss not in ("cross_entropy", "margin"):
         raise ValueError(f"loss must be 'cross_entropy' or 'margin', got {method.loss!r}")
 
@@ -220,7 +223,8 @@ def attack(
             return candidate(problem, solution.value)
 
         best = _stronger(candidate(problem, State(z, z, images)), attacked(problem, z, images))
-        rows = (best.loss > method.mirror).nonzero()[:, 0]
+        moved = (best.images != images).flatten(1).any(1)
+        rows = (moved & (best.loss > method.mirror)).nonzero()[:, 0]
         if len(rows):
             opposite = 2 * images[rows] - best.images[rows]
             found = attacked(problem.select(rows), tree.select(z, rows), opposite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,7 +62,10 @@ def audit(
     watch("radii")
     radius = {f"{r:g}": robust(JointAttack(), r) for r in RADII}
     watch("step sizes")
-    rate = {f"{r:g}": float(attack(model, images, labels, threat, JointAttack(rate=r)).loss.mean()) for r in RATES}
+    rate = {
+        f"{r:g}": float(attack(model, images, labels, threat, JointAttack(rate=r, mirror=math.inf)).loss.mean())
+        for r in RATES
+    }
     watch("tolerances")
     tolerance = {f"{t:g}": robust(PGDAttack(solve_tol=t)) for t in TOLERANCES}
     watch("unrolled states")

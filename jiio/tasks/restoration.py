@@ -10,6 +10,7 @@ blur nearly), so that it goes over into the cost of `jiio.tasks.generation` with
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution
 from jiio.solve import solve
 from jiio.tasks.density import LatentDensity
-from jiio.tasks.generation import RATE, SOLVER, latent_step, squares
+from jiio.tasks.generation import RATE, SOLVER, TRAINING_RATE, latent_step, squares
 from jiio.tasks.image_rule import ImageRule
 from jiio.tasks.latent_model import LatentModel, density, start
 from jiio.tasks.measurement import Measurement
@@ -89,7 +90,7 @@ def row_square(measurement: Measurement) -> float:
 def restoration_step(
     model: LatentModel, measurement: Measurement, prior: LatentDensity | None = None, *, rate: float = RATE
 ) -> Step:
-    """The same with the measurement's share of each pixel and the density of the latents."""
+    """As `reconstruction_step`, with the measurement's share of each pixel and the density of the latents."""
     variance, prior = model_variance(model, measurement), prior or density(model)
     believed = data_weight(variance, measurement)
     weight = believed * pixel_weight(model, measurement)
@@ -203,7 +204,9 @@ class DamagedLoss(nn.Module):
     linear solve. "first_order": x* held constant, the path through it dropped; cheaper and biased.
     """
 
-    def __init__(self, model: LatentModel, *, gradient: Gradient = "exact", joint_steps: int = 60, rate: float = RATE):
+    def __init__(
+        self, model: LatentModel, *, gradient: Gradient = "exact", joint_steps: int = 60, rate: float = TRAINING_RATE
+    ):
         super().__init__()
         if gradient not in ("exact", "first_order"):
             raise ValueError(f"gradient must be 'exact' or 'first_order', got {gradient!r}")
@@ -226,7 +229,7 @@ class DamagedLoss(nn.Module):
 
     def _step(self, measurement: Measurement) -> Step:
         with torch.no_grad():
-            return restoration_step(self.model, measurement, rate=self.rate)
+            return replace(restoration_step(self.model, measurement, rate=self.rate), corrected=False)
 
     def _equilibrium(self, solution: Solution[State]) -> Any:
         if self.gradient == "exact":

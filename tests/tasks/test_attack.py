@@ -143,6 +143,8 @@ def test_bad_input_is_refused() -> None:
         Threat("l1", 1.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="restarts"):
         JointAttack(restarts=0)
+    with pytest.raises(ValueError, match="mirror"):
+        JointAttack(mirror=math.nan)
     with pytest.raises(ValueError, match="clean"):
         AdversarialLoss(model(), Threat(), clean=1.0)
 
