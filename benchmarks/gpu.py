@@ -25,7 +25,8 @@ from jiio.app.team import Team
 from jiio.app.train_generation import Trainer, Training, default_config
 from jiio.cuda_graph import captured
 from jiio.fixed_point import CHECK_EVERY
-from jiio.joint import InputMemory, JointMap
+from jiio.input_memory import InputMemory
+from jiio.joint import JointMap
 from jiio.models import Generator, generator
 from jiio.solution import Work
 from jiio.solver import Picard, Solver

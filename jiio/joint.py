@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +12,8 @@ from jiio import tree
 from jiio.book import COMPACTED, Evaluation
 from jiio.constraint import Free
 from jiio.fixed_point import CHECK_EVERY, compared, iterate, relative, require_same_form
-from jiio.precondition import Normalized, Rule, Scalar, Sign, Step
+from jiio.input_memory import InputMemory
+from jiio.precondition import Normalized, Scalar, Sign, Step
 from jiio.problem import Gradients, Problem, State
 from jiio.solution import Solution, Work
 from jiio.solver import Anderson, Picard, Solver
@@ -28,7 +28,6 @@ DOUBT = 3.0
 # The share of an input's rate at which it moves where its direction can't be corrected for the delay of z and mu. Of 1/2,
 # 1/3, 1/5 the middle one took the fewest steps on digits, MNIST and CIFAR-10.
 UNCORRECTED = 1 / 3
-LONGEST_DELAY = 0.9  # beyond it the way gone since would reach over a whole solve
 
 
 @dataclass(frozen=True)
@@ -91,79 +90,6 @@ def equilibrium(
     return iterate(F, z, solver=solver, max_steps=max_steps, tol=(tol,), check_every=1)
 
 
-@dataclass
-class InputMemory:
-    """What a solve remembers of its input steps.
-
-    rule: as it is now.  factor: what overshooting has left of each sample's rate.  direction: each sample's recent one, a
-    short moving average: the last one alone misses the slow oscillations of a lagging z and mu. Of averages 0, 0.5, 0.8,
-    0.9 and recoveries of 2 and 5 % these were best on small random problems.  last: the direction before extrapolation.
-    lag: the larger of the residuals of z and mu when the solve last looked at them.
-    seen: the inputs that z and mu have seen, (batch, 2, ...).  delay: their contraction, the share of what they have not seen
-    yet that a step leaves unseen.
-    slope: dcost/dz at the start, until the first step has measured the delay by it.
-    """
-
-    RECOVERY: ClassVar[float] = 1.02
-    AVERAGE: ClassVar[float] = 0.5
-
-    rule: Rule
-    factor: Tensor
-    direction: Tensor
-    last: Tensor | None = None
-    lag: Tensor | None = None
-    seen: Tensor | None = None
-    delay: Tensor | None = None
-    slope: Tree | None = None
-
-    @classmethod
-    def fresh(cls, rule: Rule, x: Tensor, *, slope: Tree | None = None) -> InputMemory:
-        """Before the first step from inputs of the form of `x`; without a slope no delay is measured."""
-        one = torch.ones_like(x.flatten(1)[:, 0])
-        delay = torch.zeros_like(one) if slope is None else None
-        return cls(rule, one, torch.zeros_like(x), delay=delay, slope=slope)
-
-    def look(self, probe: Tensor, direction: Tensor, cut: float) -> Tensor:
-        """The share of this step to take: `cut` where `probe` points against the recent direction, else 1."""
-        turned = (probe * self.direction).flatten(1).sum(1) < 0
-        share = torch.where(turned, cut, 1.0).to(direction.dtype)
-        self.factor = torch.where(turned, cut * self.factor, (self.RECOVERY * self.factor).clamp_max(1.0))
-        self.direction = torch.lerp(direction, self.direction, self.AVERAGE)
-        return share
-
-    def ahead(self, direction: Tensor, lookahead: float) -> Tensor:
-        """`direction` moved on by `lookahead` times its change since the last step."""
-        last, self.last = self.last, direction
-        return direction if last is None else direction + lookahead * (direction - last)
-
-    def measure_delay(self, mu: Tree, next_mu: Tree) -> None:
-        """By how much J_z^T shortens `mu`, <J_z^T mu, mu> / <mu, mu> in [0, LONGEST_DELAY], given J_z^T mu + dcost/dz."""
-        if self.slope is None:
-            return
-        size, pulled = tree.inner(mu, mu), tree.apply(torch.sub, next_mu, self.slope)
-        share = tree.inner(pulled, mu) / size.clamp_min(torch.finfo(size.dtype).tiny)
-        self.delay, self.slope = share.nan_to_num(0.0).clamp(0.0, LONGEST_DELAY), None
-
-    def unseen(self, x: Tensor, damping: tuple[float, float]) -> Tensor:
-        """`x` less the input that mu has seen; then z and mu, damped by `damping`, see more."""
-        assert self.delay is not None, "the first step measures the delay"
-        z, mu = (x, x) if self.seen is None else self.seen.unbind(1)
-        of_x, of_z = (wide(rate * (1 - self.delay), x) for rate in damping)
-        self.seen = torch.stack((torch.lerp(z, x, of_x), torch.lerp(mu, z, of_z)), dim=1)
-        return x - mu
-
-    def copy(self) -> InputMemory:
-        """The memory for one more measurement, of an equilibrium that has seen x, without a say in the solve's own."""
-        return replace(self, seen=None)
-
-    def select(self, rows: Tensor) -> InputMemory:
-        """The memory of the samples `rows`."""
-        last, lag, seen, delay = (
-            None if part is None else part[rows] for part in (self.last, self.lag, self.seen, self.delay)
-        )
-        return InputMemory(self.rule.select(rows), self.factor[rows], self.direction[rows], last, lag, seen, delay)
-
-
 @dataclass(frozen=True)
 class JointMap:
     """One step of (z, mu, x) from one evaluation of f, one vector-Jacobian product and one cost gradient:
@@ -197,7 +123,7 @@ class JointMap:
     def advance(self, s: State, k: int) -> State:
         """The step; x waits as long as it did at the last measurement."""
         now = self._gradients(s)
-        rate, change = self._change(s, now, k)
+        rate, change = self._change(s, now, self._direction(s, now, k), k)
         return self._next(s, now, rate, change, k)
 
     def evaluate(self, s: State, k: int) -> Evaluation:
@@ -210,10 +136,11 @@ class JointMap:
         # measured for a trace or not, a solve takes the same steps
         if self.memory.lag is None or k % CHECK_EVERY == 0:
             self.memory.lag = torch.maximum(r_z, r_mu)
-        rate, change = self._change(s, now, k)
+        direction = self._direction(s, now, k)
+        rate, change = self._change(s, now, direction, k)
         # of the step as it would be if z and mu stayed; what corrects it for their delay is no part of the residual
         corrected = self.step.corrected and k < self.cut_steps
-        still = self._moved(s, rate, self.memory.rule.direction(now.x)) if corrected else change
+        still = self._moved(s, rate, direction) if corrected else change
         distance = torch.linalg.vector_norm(still.flatten(1), dim=1)
         r_x = distance / (rate * self.problem.constraint.scale).clamp_min(torch.finfo(distance.dtype).tiny)
         # the Lagrangian is the cost at the equilibrium to second order in how far z is off, the cost only to first: compared
@@ -229,10 +156,13 @@ class JointMap:
         self.work.add(f=len(s.x), vjp=len(s.x), cost_grad=len(s.x))
         return self.problem.gradients(s)
 
-    def _change(self, s: State, now: Gradients, k: int) -> tuple[Tensor, Tensor]:
-        """Each sample's input rate, and x less where the step at that rate ends."""
+    def _direction(self, s: State, now: Gradients, k: int) -> Tensor:
+        """P g, with P as it is at this step."""
         self.memory.rule = self.memory.rule.refresh(s.z, s.x, k)
-        direction = self.memory.rule.direction(now.x)
+        return self.memory.rule.direction(now.x)
+
+    def _change(self, s: State, now: Gradients, direction: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Each sample's input rate, and x less where the step at that rate ends, along P g or what that is corrected to."""
         if self.step.lookahead:
             direction = self.memory.ahead(direction, self.step.ahead(k))
         assert self.memory.lag is not None, "the first step of a solve is measured"
@@ -297,7 +227,7 @@ class JointMap:
         rows = lagging.nonzero()[:, 0]
         if self.compactable and len(rows) <= COMPACTED * len(lagging):
             some = self._caught_up(self.problem.select(rows), tree.select(s.z, rows), s.x[rows])
-            z = tree.apply(lambda whole, part: whole.index_copy(0, rows, part), s.z, some)
+            z = tree.put(s.z, rows, some)
         else:
             z = tree.where(lagging, self._caught_up(self.problem, s.z, s.x), s.z)
         s = s._replace(z=z)

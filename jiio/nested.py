@@ -12,7 +12,8 @@ from jiio import tree
 from jiio.autodiff import pull
 from jiio.book import Evaluation
 from jiio.fixed_point import compared, iterate
-from jiio.joint import InputMemory, JointMap, equilibrium
+from jiio.input_memory import InputMemory
+from jiio.joint import JointMap, equilibrium
 from jiio.optimizer import LBFGS, PGD, Adam, Optimizer
 from jiio.precondition import Rule, Scalar, Step
 from jiio.problem import Problem, State

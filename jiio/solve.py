@@ -9,7 +9,8 @@ from jiio import tree
 from jiio.autodiff import pull
 from jiio.curvature import automatic_step
 from jiio.fixed_point import Callback, check_budget, iterate
-from jiio.joint import COMPARABLE, InputMemory, JointMap, equilibrium
+from jiio.input_memory import InputMemory
+from jiio.joint import COMPARABLE, JointMap, equilibrium
 from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Work, settle_failure

@@ -98,6 +98,15 @@ def select(tree: Tree, rows: Tensor) -> Tree:
     return apply(lambda leaf: _select(leaf, rows), tree)
 
 
+def put(tree: Tree, rows: Tensor, part: Tree) -> Tree:
+    """`tree` with the samples `rows` replaced by those of `part`: the inverse of `select`.
+
+    >>> put(torch.zeros(3, 1), torch.tensor([1]), torch.ones(1, 1))[:, 0]
+    tensor([0., 1., 0.])
+    """
+    return apply(lambda whole, some: whole.index_copy(0, rows, some), tree, part)
+
+
 def _select(leaf: Tensor, rows: Tensor) -> Tensor:
     if leaf.is_contiguous():
         return leaf.index_select(0, rows)

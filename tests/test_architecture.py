@@ -14,7 +14,7 @@ LAYERS = [
     {"constraint", "krylov", "solver", "solution"},
     {"precondition", "intersection", "book"},
     {"fixed_point"},
-    {"problem", "optimizer", "regularize"},
+    {"problem", "optimizer", "regularize", "input_memory"},
     {"joint", "curvature", "cuda_graph"},
     {"solve"},
     {"nested", "implicit"},

@@ -25,7 +25,7 @@ from jiio import (
     inverse_of,
     solve,
 )
-from jiio.joint import InputMemory
+from jiio.input_memory import InputMemory
 from tests.problems import D, N, SmoothCell, linear_quadratic, smooth_problem, zeros
 
 

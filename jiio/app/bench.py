@@ -11,7 +11,8 @@ from typing import Any
 from jiio.app import compare
 from jiio.app.methods import Method
 from jiio.fixed_point import CHECK_EVERY
-from jiio.joint import InputMemory, JointMap
+from jiio.input_memory import InputMemory
+from jiio.joint import JointMap
 from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.solution import Work

@@ -16,7 +16,7 @@ from jiio.app.training import Order, Trainable
 from jiio.data import load_images, load_labels
 from jiio.models import Classifier, ClassifierConfig, classifier
 from jiio.tasks.adversarial import AdversarialLoss
-from jiio.tasks.attack import JointAttack, Method, PGDAttack
+from jiio.tasks.attack import GRADIENT_TOL, JointAttack, Method, PGDAttack
 from jiio.tasks.threat import Norm, Threat
 
 Attacker = Literal["joint", "pgd", "none"]
@@ -129,7 +129,7 @@ class Trainer(Trainable[Classifier, Training]):
 def method(training: Training) -> Method:
     """The attack of a training."""
     if training.attack == "joint":
-        return JointAttack(steps=training.attack_steps, solve_tol=training.solve_tol, tol=1e-2)
+        return JointAttack(steps=training.attack_steps, solve_tol=training.solve_tol, tol=GRADIENT_TOL)
     return PGDAttack(steps=training.attack_steps, warm=training.warm, solve_tol=training.solve_tol)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from jiio import tree
 from jiio.problem import State
 from jiio.solution import Solution
-from jiio.tasks.attack import ImageModel, JointAttack, Method, attack_problem
+from jiio.tasks.attack import GRADIENT_TOL, ImageModel, JointAttack, Method, attack_problem
 from jiio.tasks.threat import Threat
 
 
@@ -24,7 +24,12 @@ class AdversarialLoss(nn.Module):
     """
 
     def __init__(
-        self, model: ImageModel, threat: Threat, *, method: Method = JointAttack(steps=12, tol=1e-2), clean: float = 0.0
+        self,
+        model: ImageModel,
+        threat: Threat,
+        *,
+        method: Method = JointAttack(steps=12, tol=GRADIENT_TOL),
+        clean: float = 0.0,
     ):
         super().__init__()
         if not 0 <= clean < 1:

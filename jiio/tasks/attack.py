@@ -30,6 +30,7 @@ from jiio.tasks.threat import Threat
 
 Loss = Literal["cross_entropy", "margin"]
 RESOLVE_TOL = 1e-4
+GRADIENT_TOL = 1e-2  # of mu and x where a training takes its gradient, which errs by as much
 
 
 class ImageModel(Protocol):
@@ -228,8 +229,7 @@ def attack(
         if len(rows):
             opposite = 2 * images[rows] - best.images[rows]
             found = attacked(problem.select(rows), tree.select(z, rows), opposite)
-            found = _stronger(tree.select(best, rows), found)
-            best = tree.apply(lambda whole, part: whole.index_copy(0, rows, part), best, found)
+            best = tree.put(best, rows, _stronger(tree.select(best, rows), found))
         for restart in range(1, method.restarts):
             best = _stronger(best, attacked(problem, z, threat.random(images, method.seed + restart)))
     return Attack(best.images, best.loss, best.prediction, best.robust, best.resolved, work)
