@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jiio import tree
-from jiio.solution import Status, TracePoint, Work
-from jiio.tree import Tree, wide
+from jiio.solution import Solution, Status, TracePoint, Work
+from jiio.tree import Tree
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 STALL_STEPS = 50
 STALL_GAIN = 1e-3
@@ -69,8 +74,12 @@ class Map(Protocol):
         """The nearest feasible iterate; solvers that mix iterates leave the set."""
         ...
 
-    def finish(self, s: Tree, now: Evaluation) -> tuple[Tree, Evaluation]:
-        """A last improvement of iterates whose budget ended, measured again."""
+    def settled(self, s: Tree) -> Tree:
+        """`s` with what lags behind brought up to the rest, as it is returned where a solve ends unconverged."""
+        ...
+
+    def measure(self, s: Tree) -> Evaluation:
+        """An evaluation at `s` that has no say in later ones."""
         ...
 
     def select(self, rows: Tensor) -> Map:
@@ -79,113 +88,126 @@ class Map(Protocol):
 
 
 class Book:
-    """Per-sample records of one solve: `value`, `residual`, `merit`, `status`, `steps` for the whole batch, and for
-    the rows still in the iteration the signs of failure. `value` is the best iterate so far of a row in the iteration,
-    and what is returned of a finished one: one state serves for both."""
+    """Per-sample records of one solve: `value`, `residual`, `merit`, `status`, `steps` for the whole batch, and for the rows
+    still in the iteration the signs of failure. `value` is the best iterate so far of a row in the iteration, and what is
+    returned of a finished one: one state serves for both.
+
+    Kept in NumPy: forty operations on a number a sample take a tenth of the time there, and of a GPU no launches; a look
+    waits for the device once, for its measurements.
+    """
 
     def __init__(self, s: Tree, tol: tuple[float, ...], blocks: int):
-        batch = tree.batch_size(s)
-        first = tree.leaves(s)[0]
-        self.value = tree.apply(torch.clone, s)
-        self.residual = first.new_full((batch, blocks), torch.nan)
-        self.merit = first.new_full((batch,), torch.inf)
-        self.status = torch.full((batch,), int(Status.BUDGET), device=first.device)
-        self.steps = torch.zeros(batch, dtype=torch.long, device=first.device)
-        self.tol = first.new_tensor(tol)
-        self.rows = torch.arange(batch, device=first.device)
-        self.finished = torch.zeros(batch, dtype=torch.bool, device=first.device)
-        self.best_merit = first.new_full((batch,), torch.inf)
-        self.best_doubt = first.new_zeros(batch)
-        self.best_residual = first.new_full((batch, blocks), torch.inf)
-        self.trend = first.new_full((batch,), torch.inf)  # moving average of log(residual over tolerance)
-        self.least = first.new_full((batch,), torch.inf)  # its smallest value
-        self.least_defect = first.new_full((batch,), torch.inf)  # smallest |F(s) - s| of the first block
-        self.growing = torch.zeros(batch, dtype=torch.long, device=first.device)  # looks in a row at which it had grown
-        self.progress = torch.zeros(batch, dtype=torch.long, device=first.device)  # step of the last progress
+        batch, first = tree.batch_size(s), tree.leaves(s)[0]
+        self.like, self.tiny = first.new_empty(()), torch.finfo(first.dtype).tiny
+        self.tol = np.array(tol)
+        self.value: Tree = s
+        self.borrowed = True  # `value` is an iterate itself, not to be written to
+        self.residual = np.full((batch, blocks), np.nan)
+        self.merit = np.full(batch, np.inf)
+        self.status = np.full(batch, int(Status.BUDGET))
+        self.steps = np.zeros(batch, dtype=np.int64)
+        self.rows = np.arange(batch)
+        self.finished = np.zeros(batch, dtype=np.bool_)
+        self.best_merit = np.full(batch, np.inf)
+        self.best_doubt = np.zeros(batch)
+        self.best_residual = np.full((batch, blocks), np.inf)
+        self.trend = np.full(batch, np.inf)  # moving average of log(residual over tolerance)
+        self.least = np.full(batch, np.inf)  # its smallest value
+        self.least_defect = np.full(batch, np.inf)  # smallest |F(s) - s| of the first block
+        self.growing = np.zeros(batch, dtype=np.int64)  # looks in a row at which it had grown
+        self.progress = np.zeros(batch, dtype=np.int64)  # step of the last progress
 
     def record(self, k: int, F: Map, s: Tree, now: Evaluation, *, last: bool) -> bool:
         """Judge the iterates `s`; True when every sample is finished."""
-        excess = (now.residual / self.tol).amax(1)
-        broken = ~excess.isfinite() | now.merit.isnan()
-        diverged = self._diverged(now, excess)
-        converged = ~broken & (excess <= 1)
-        self._track_best(k, s, now, excess, broken)
-        status = torch.full_like(self.progress, int(Status.BUDGET))
+        with np.errstate(all="ignore"):  # what is not finite is answered below
+            return self._record(k, F, s, now, last=last)
+
+    def _record(self, k: int, F: Map, s: Tree, now: Evaluation, *, last: bool) -> bool:
+        look = _Look.of(now)
+        excess = (look.residual / self.tol).max(1)
+        broken = ~np.isfinite(excess) | np.isnan(look.merit)
+        diverged = self._diverged(look, excess)
+        self._track_best(k, s, look, excess, broken)
+        status = np.full(len(self.rows), int(Status.BUDGET))
         status[k - self.progress >= STALL_STEPS] = int(Status.STALLED)
+        status[broken] = int(Status.NON_FINITE)
         status[diverged] = int(Status.DIVERGED)
-        status[broken & ~diverged] = int(Status.NON_FINITE)
-        status[converged] = int(Status.CONVERGED)
-        ended = (status != int(Status.BUDGET)) & ~self.finished
-        if last:
-            ended = ~self.finished
-        if not bool(ended.any()):
+        status[~broken & (excess <= 1)] = int(Status.CONVERGED)
+        ended = ~self.finished & (last | (status != int(Status.BUDGET)))
+        if not ended.any():
             return False
-        unfinished_merit = ended & (now.merit == torch.inf) & ~broken
-        if bool(unfinished_merit.any()):
-            s, now = F.finish(s, now)
-        self._store(k, s, now, status, ended)
-        self.finished = self.finished | ended
+        if not last and (ended & (look.merit == np.inf) & ~broken).any():
+            s = F.settled(s)
+            look = _Look.of(F.measure(s))
+        self._store(k, s, look, status, ended)
+        self.finished |= ended
         return bool(self.finished.all())
 
-    def _diverged(self, now: Evaluation, excess: Tensor) -> Tensor:
+    def _diverged(self, look: _Look, excess: Floats) -> Mask:
         """By the first block's absolute residual: a relative one stays at 1 however far the iterate runs away."""
-        defect = now.residual[:, 0] * now.scale
+        relative = look.residual[:, 0]
+        defect = relative * look.scale
         # a start at z = 0 has nothing to grow from: growth counts while the iterate also stays far from the map's value
-        grown = (defect > DIVERGENCE_FACTOR * self.least_defect) & (now.residual[:, 0] > FAR)
-        self.growing = torch.where(grown, self.growing + 1, 0)
-        runaway = (now.scale == torch.inf) | (excess == torch.inf)
+        grown = (defect > DIVERGENCE_FACTOR * self.least_defect) & (relative > FAR)
+        self.growing = np.where(grown, self.growing + 1, 0)
+        runaway = (look.scale == np.inf) | (excess == np.inf)
         # a settled block may grow a thousandfold again, harmlessly, when another begins to move
-        floor = torch.maximum(defect, SETTLED * now.scale)
-        # with f(0, x) = 0 at the start there is nothing yet that could grow
-        unknown = floor.isnan() | (floor < torch.finfo(floor.dtype).tiny)
-        self.least_defect = torch.where(unknown, self.least_defect, torch.minimum(self.least_defect, floor))
+        floor = np.maximum(defect, SETTLED * look.scale)
+        # where f(z, x) = 0, as f(0, x) may be at the start, there is nothing that could grow
+        known = look.scale > self.tiny
+        self.least_defect = np.where(known, np.minimum(self.least_defect, floor), self.least_defect)
         return (self.growing >= GROWING_CHECKS) | runaway
 
-    def _track_best(self, k: int, s: Tree, now: Evaluation, excess: Tensor, broken: Tensor) -> None:
-        gained = self.best_merit - now.merit > STALL_GAIN * self.best_merit.abs()
-        gained |= (self.best_merit == torch.inf) & now.merit.isfinite()
+    def _track_best(self, k: int, s: Tree, look: _Look, excess: Floats, broken: Mask) -> None:
+        gained = self.best_merit - look.merit > STALL_GAIN * np.abs(self.best_merit)
+        gained |= (self.best_merit == np.inf) & np.isfinite(look.merit)
         gained |= self._falling(excess, broken)
-        self.progress = torch.where(gained & ~broken, k, self.progress)
+        self.progress[gained & ~broken] = k
         # while no iterate can be compared by merit, the latest finite one stands in
-        better = ~broken & ~self.finished & ((now.merit < self.best_merit) | (self.best_merit == torch.inf))
+        better = ~broken & ~self.finished & ((look.merit < self.best_merit) | (self.best_merit == np.inf))
         self._keep(better, s)
-        self.best_merit = torch.where(better, now.merit, self.best_merit)
-        self.best_doubt = torch.where(better, now.doubt, self.best_doubt)
-        self.best_residual = torch.where(better[:, None], now.residual, self.best_residual)
+        self.best_merit[better] = look.merit[better]
+        self.best_doubt[better] = look.doubt[better]
+        self.best_residual[better] = look.residual[better]
 
-    def _falling(self, excess: Tensor, broken: Tensor) -> Tensor:
+    def _falling(self, excess: Floats, broken: Mask) -> Mask:
         """Whether the residual's trend reached a new low: single residuals of an oscillating iteration say little."""
-        log = excess.clamp_min(torch.finfo(excess.dtype).tiny).log()
-        trend = torch.where(self.trend.isfinite(), torch.lerp(self.trend, log, TREND_WEIGHT), log)
-        self.trend = torch.where(broken, self.trend, trend)
+        log = np.log(np.maximum(excess, self.tiny))
+        trend = np.where(np.isfinite(self.trend), self.trend + TREND_WEIGHT * (log - self.trend), log)
+        self.trend = np.where(broken, self.trend, trend)
         falling = self.trend < self.least - STALL_GAIN
-        self.least = torch.minimum(self.least, self.trend)
+        self.least = np.minimum(self.least, self.trend)
         return falling
 
-    def _store(self, k: int, s: Tree, now: Evaluation, status: Tensor, ended: Tensor) -> None:
-        accuracy = MERIT_ACCURACY * self.best_merit.abs() + self.best_doubt + now.doubt
-        use_best = ~(now.merit <= self.best_merit + accuracy) & (self.best_residual[:, 0] < torch.inf)
-        status = torch.where(use_best & (status == int(Status.CONVERGED)), int(Status.STALLED), status)
-        self._keep(ended & ~use_best, s)
-        rows, where = self.rows[ended], ended.nonzero()[:, 0]
-        self.residual[rows] = torch.where(use_best[:, None], self.best_residual, now.residual)[where]
-        self.merit[rows] = torch.where(use_best, self.best_merit, now.merit)[where]
-        self.status[rows] = status[where]
-        self.steps[rows] = k + 1
+    def _keep(self, chosen: Mask, s: Tree) -> None:
+        """Make the iterates of `chosen` the best of their samples."""
+        if self.borrowed and chosen.all():
+            self.value = s
+        elif chosen.any():
+            self._own()
+            rows, positions = (self._tensor(part) for part in (self.rows[chosen], chosen.nonzero()[0]))
+            for leaf, part in zip(tree.leaves(self.value), tree.leaves(tree.select(s, positions)), strict=True):
+                leaf.index_copy_(0, rows, part)
 
-    def _keep(self, mask: Tensor, s: Tree) -> None:
-        """Write the iterates of `mask` into `value`, in place and without waiting for the device."""
-        whole = len(self.rows) == len(self.status)
-        for target, source in zip(tree.leaves(self.value), tree.leaves(s), strict=True):
-            choice = wide(mask, source)
-            if whole:
-                torch.where(choice, source, target, out=target)
-            else:
-                target[self.rows] = torch.where(choice, source, target[self.rows])
+    def _own(self) -> None:
+        if self.borrowed:
+            self.value, self.borrowed = tree.apply(torch.clone, self.value), False
+
+    def _store(self, k: int, s: Tree, look: _Look, status: NDArray[np.int64], ended: Mask) -> None:
+        accuracy = MERIT_ACCURACY * np.abs(self.best_merit) + self.best_doubt + look.doubt
+        use_best = ~(look.merit <= self.best_merit + accuracy) & (self.best_residual[:, 0] < np.inf)
+        status = np.where(use_best & (status == int(Status.CONVERGED)), int(Status.STALLED), status)
+        self._keep(ended & ~use_best, s)
+        self._own()  # what is returned of finished samples must stay
+        rows = self.rows[ended]
+        self.residual[rows] = np.where(use_best[:, None], self.best_residual, look.residual)[ended]
+        self.merit[rows] = np.where(use_best, self.best_merit, look.merit)[ended]
+        self.status[rows] = status[ended]
+        self.steps[rows] = k + 1
 
     def compaction(self) -> Tensor | None:
         """Positions of the unfinished rows when they are few enough (`COMPACTED`) of those in the iteration, else None."""
-        unfinished = (~self.finished).nonzero()[:, 0]
+        unfinished = (~self.finished).nonzero()[0]
         if len(unfinished) > COMPACTED * len(self.finished):
             return None
         for name in (
@@ -201,10 +223,36 @@ class Book:
             "progress",
         ):
             setattr(self, name, getattr(self, name)[unfinished])
-        return unfinished
+        return self._tensor(unfinished)
 
     def trace_point(self, k: int, now: Evaluation) -> TracePoint:
         """Residuals and merits of step `k` in the rows of the whole batch."""
-        residual, merit = torch.full_like(self.residual, torch.nan), torch.full_like(self.merit, torch.nan)
-        residual[self.rows], merit[self.rows] = now.residual.detach(), now.merit.detach()
+        residual = now.residual.new_full(self.residual.shape, torch.nan)
+        merit = now.merit.new_full(self.merit.shape, torch.nan)
+        rows = self._tensor(self.rows)
+        residual[rows], merit[rows] = now.residual.detach(), now.merit.detach()
         return TracePoint(k, residual, merit)
+
+    def solution(self, F: Map, trace: tuple[TracePoint, ...]) -> Solution[Any]:
+        """What was recorded, of a solve of `F` whose samples are all finished."""
+        residual, merit = (self._tensor(part).to(self.like.dtype) for part in (self.residual, self.merit))
+        status, steps = self._tensor(self.status), self._tensor(self.steps)
+        return Solution(self.value, residual, F.blocks, merit, status, steps, F.work, F, trace)
+
+    def _tensor(self, part: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(part).to(self.like.device)
+
+
+class _Look(NamedTuple):
+    """The measurements of an `Evaluation`, of which they have the shapes."""
+
+    residual: Floats
+    scale: Floats
+    merit: Floats
+    doubt: Floats
+
+    @classmethod
+    def of(cls, now: Evaluation) -> _Look:
+        table = torch.cat((now.residual, torch.stack((now.scale, now.merit, now.doubt), dim=1)), dim=1)
+        table = table.detach().cpu().double().numpy()
+        return cls(table[:, :-3], table[:, -3], table[:, -2], table[:, -1])

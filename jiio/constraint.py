@@ -32,6 +32,10 @@ class Constraint(ABC):
     def select(self, rows: Tensor) -> Constraint:
         """The constraint of the samples `rows`."""
 
+    def moved(self, x: Tensor, by: Tensor) -> Tensor:
+        """`x` less where a step of -`by` from it ends in the set."""
+        return x - self.project(x - by)
+
     @property
     def scale(self) -> float | Tensor:
         """What distances in x are measured against, a number or (batch,): 1 unless the set is bounded."""
@@ -49,6 +53,10 @@ class Free(Constraint):
     def project(self, x: Tensor) -> Tensor:
         """x."""
         return x
+
+    def moved(self, x: Tensor, by: Tensor) -> Tensor:
+        """`by`."""
+        return by
 
     def select(self, rows: Tensor) -> Free:
         """Itself."""

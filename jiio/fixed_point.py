@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,18 +19,45 @@ from jiio.tree import Tree
 # Steps between looks at the residuals of a long solve, which are measured for a look alone. Each look synchronises with
 # the device once; a sample that converges between two looks takes a step too many. A solve of z or mu alone takes some
 # five steps and looks at each.
-CHECK_EVERY = 2
+CHECK_EVERY = 3
 Callback = Callable[[int, Tree, "Evaluation"], None]
 
 
+class OneBlock(ABC):
+    """What maps of one block have in common: every iterate is feasible, nothing lags, and the residual is the merit."""
+
+    @abstractmethod
+    def advance(self, s: Tree, k: int) -> Tree:
+        """F(s)."""
+
+    def evaluate(self, s: Tree, k: int) -> Evaluation:
+        """F(s) and |F(s) - s| / |F(s)|."""
+        fs = self.advance(s, k)
+        residual, size = relative(tree.apply(torch.sub, fs, s), fs)
+        return Evaluation(fs, residual[:, None], size, residual, torch.zeros_like(residual))
+
+    def measure(self, s: Tree) -> Evaluation:
+        """An evaluation as any other."""
+        return self.evaluate(s, 0)
+
+    def project(self, s: Tree) -> Tree:
+        """`s`."""
+        return s
+
+    def settled(self, s: Tree) -> Tree:
+        """`s`."""
+        return s
+
+
 @dataclass(frozen=True)
-class PlainMap:
+class PlainMap(OneBlock):
     """A function F(s) of the whole batch; samples are frozen but never taken out, since F may hide data of its own."""
 
     function: Callable[[Tree], Tree]
     work: Work
     blocks: tuple[str, ...] = ("s",)
     compactable: bool = False
+    symmetric: bool = False
 
     def advance(self, s: Tree, k: int) -> Tree:
         """F(s)."""
@@ -40,23 +68,9 @@ class PlainMap:
         self.work.add(f=tree.batch_size(s))
         return fs
 
-    def evaluate(self, s: Tree, k: int) -> Evaluation:
-        """F(s) and |F(s) - s| / |F(s)|."""
-        return compared(s, self.advance(s, k))
-
     def residual(self, s: Tree) -> Tree:
         """F(s) - s, with graph."""
         return tree.apply(torch.sub, self.function(s), s)
-
-    symmetric = False
-
-    def project(self, s: Tree) -> Tree:
-        """Every iterate is feasible."""
-        return s
-
-    def finish(self, s: Tree, now: Evaluation) -> tuple[Tree, Evaluation]:
-        """Nothing to improve."""
-        return s, now
 
     def select(self, rows: Tensor) -> PlainMap:
         """Refused: F is a function of the whole batch."""
@@ -64,16 +78,11 @@ class PlainMap:
 
 
 def relative(defect: Tree, fs: Tree) -> tuple[Tensor, Tensor]:
-    """|defect| / |fs| and |fs| of each sample; 0 where both vanish."""
+    """|defect| / |fs| and |fs| of each sample; 0 where both vanish, 1 / eps where fs alone does: an iterate may pass there."""
     difference = tree.norm(defect)
-    size = tree.norm(fs).clamp_min(torch.finfo(difference.dtype).tiny)
-    return difference / size, size
-
-
-def compared(s: Tree, fs: Tree) -> Evaluation:
-    """The evaluation of a map of one block, whose merit is its residual."""
-    residual, size = relative(tree.apply(torch.sub, fs, s), fs)
-    return Evaluation(fs, residual[:, None], size, residual, torch.zeros_like(residual))
+    limits = torch.finfo(difference.dtype)
+    size = tree.norm(fs).clamp_min(limits.tiny)
+    return (difference / size).clamp_max(1 / limits.eps), size
 
 
 def require_same_form(name: str, s: Tree, fs: Tree) -> None:
@@ -158,7 +167,7 @@ def iterate(
     A sample that is finished is recorded and never touched again; when most of the batch is finished, its rows are
     taken out, so that they cost nothing more. Memory: the best iterates, s and F(s), beside the solver's.
     """
-    whole, work = F, F.work
+    whole = F
     s = tree.detach(start)
     del start  # of no more use after the first step
     memory = solver.init(s)
@@ -166,6 +175,8 @@ def iterate(
     points: list[TracePoint] = []
     for k in range(max_steps):
         last = k == max_steps - 1
+        if last:  # the last evaluation measures what is returned
+            memory, s = (), F.settled(s)
         looked_at = last or k % check_every == 0
         if looked_at or trace or callback is not None:
             now = F.evaluate(s, k)
@@ -173,8 +184,6 @@ def iterate(
                 points.append(book.trace_point(k, now))
             if callback is not None:
                 callback(k, s, now)
-            if last:
-                now, memory = now._replace(next=s), ()  # of no more use; `finish` needs room
             if looked_at and book.record(k, F, s, now, last=last):
                 break
             fs = now.next
@@ -182,10 +191,9 @@ def iterate(
         else:
             fs = F.advance(s, k)
         s, memory = solver.step(memory, k, s, fs)
+        if s is not fs:  # mixing leaves the set
+            s = F.project(s)
         del fs
-        s = F.project(s)
         if F.compactable and k % check_every == 0 and (rows := book.compaction()) is not None:
             s, memory, F = tree.select(s, rows), tree.select(memory, rows), F.select(rows)
-    return Solution(
-        book.value, book.residual, whole.blocks, book.merit, book.status, book.steps, work, whole, tuple(points)
-    )
+    return book.solution(whole, tuple(points))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.book import COMPACTED, Evaluation
+from jiio.book import Evaluation
 from jiio.constraint import Free
-from jiio.fixed_point import CHECK_EVERY, compared, iterate, relative, require_same_form
+from jiio.fixed_point import CHECK_EVERY, OneBlock, iterate, relative, require_same_form
 from jiio.input_memory import InputMemory
 from jiio.precondition import Normalized, Scalar, Sign, Step
 from jiio.problem import Gradients, Problem, State
@@ -31,7 +31,7 @@ UNCORRECTED = 1 / 3
 
 
 @dataclass(frozen=True)
-class EquilibriumMap:
+class EquilibriumMap(OneBlock):
     """z -> f(z, x) at a fixed x."""
 
     problem: Problem
@@ -54,21 +54,9 @@ class EquilibriumMap:
         self.work.add(f=len(self.x))
         return fz
 
-    def evaluate(self, s: Tree, k: int) -> Evaluation:
-        """f(z, x) and its relative residual."""
-        return compared(s, self.advance(s, k))
-
     def residual(self, s: Tree) -> Tree:
         """f(z, x) - z, with graph."""
         return tree.apply(torch.sub, self.problem.evaluate(s, self.x), s)
-
-    def project(self, s: Tree) -> Tree:
-        """Every z is feasible."""
-        return s
-
-    def finish(self, s: Tree, now: Evaluation) -> tuple[Tree, Evaluation]:
-        """Nothing to improve."""
-        return s, now
 
     def select(self, rows: Tensor) -> EquilibriumMap:
         """The map of the samples `rows`."""
@@ -145,9 +133,9 @@ class JointMap:
         r_x = distance / (rate * self.problem.constraint.scale).clamp_min(torch.finfo(distance.dtype).tiny)
         # the Lagrangian is the cost at the equilibrium to second order in how far z is off, the cost only to first: compared
         # by cost, every fourth attack ended at an earlier image, unconverged, that a lagging z had flattered
-        value = now.cost + torch.where(r_mu < 1, tree.inner(s.mu, defect), 0.0)
-        merit = torch.where(r_z < max(self.tol_z, COMPARABLE), value, torch.inf)
-        merit = torch.where(now.cost.isfinite(), merit, torch.nan)
+        value = now.cost + tree.inner(s.mu, defect).masked_fill(~(r_mu < 1), 0.0)
+        merit = value.masked_fill(~(r_z < max(self.tol_z, COMPARABLE)), torch.inf)
+        merit = merit.masked_fill(~now.cost.isfinite(), torch.nan)
         state = self._next(s, now, rate, change, k)
         doubt = DOUBT * (r_z * size_z) * (r_mu * size_mu)
         return Evaluation(state, torch.stack((r_z, r_mu, r_x), dim=1), size_z, merit, doubt)
@@ -169,8 +157,8 @@ class JointMap:
         rate = self.step.rate(k, self.memory.lag)
         if self.step.corrected:
             if k < self.cut_steps:
-                self.memory.measure_delay(s.mu, now.z)
-                direction = direction + self.memory.unseen(s.x, (self.step.z, self.step.mu))
+                self.memory.measure_delay(s.mu, now.z, (self.step.z, self.step.mu))
+                direction = direction + self.memory.unseen(s.x)
             else:
                 rate = UNCORRECTED * rate  # mixed iterates have no history of inputs
         if k < self.cut_steps and self.step.cut is not None:
@@ -179,7 +167,7 @@ class JointMap:
 
     def _moved(self, s: State, rate: Tensor, direction: Tensor) -> Tensor:
         """x less where a step ends."""
-        return s.x - self.problem.constraint.project(s.x - wide(rate, s.x) * direction)
+        return self.problem.constraint.moved(s.x, wide(rate, s.x) * direction)
 
     def _next(self, s: State, now: Gradients, rate: Tensor, change: Tensor, k: int) -> State:
         """The step, shortened where it turned against the last ones."""
@@ -219,28 +207,16 @@ class JointMap:
         """The state with x projected onto the constraint."""
         return s._replace(x=self.problem.constraint.project(s.x)) if not self.symmetric else s
 
-    def finish(self, s: State, now: Evaluation) -> tuple[State, Evaluation]:
-        """Let z catch up where the budget ended before it was an equilibrium, and measure again: f steps only."""
-        lagging = now.residual[:, 0] > self.tol_z
-        if not bool(lagging.any()):
-            return s, now
-        rows = lagging.nonzero()[:, 0]
-        if self.compactable and len(rows) <= COMPACTED * len(lagging):
-            some = self._caught_up(self.problem.select(rows), tree.select(s.z, rows), s.x[rows])
-            z = tree.put(s.z, rows, some)
-        else:
-            z = tree.where(lagging, self._caught_up(self.problem, s.z, s.x), s.z)
-        s = s._replace(z=z)
-        return s, self.measured().evaluate(s, 0)
-
-    def _caught_up(self, problem: Problem, z: Tree, x: Tensor) -> Tree:
+    def settled(self, s: State) -> State:
+        """z caught up with x, by evaluations of f alone, so that the cost can be compared."""
         # with no more history than leaves a solve its peak of memory: beside s and F(s) a longer one would set it
         solver = Picard() if math.isinf(self.cut_steps) else Anderson(2)
-        return equilibrium(problem, z, x, work=self.work, tol=self.tol_z / 2, solver=solver).value
+        tol = max(self.tol_z, COMPARABLE) / 2
+        return s._replace(z=equilibrium(self.problem, s.z, s.x, work=self.work, tol=tol, solver=solver).value)
 
-    def measured(self) -> JointMap:
-        """The same map for one more measurement, without a say in the solve's own memory."""
-        return replace(self, memory=self.memory.copy())
+    def measure(self, s: State) -> Evaluation:
+        """An evaluation without a say in the solve's own memory."""
+        return replace(self, memory=self.memory.copy()).evaluate(s, 0)
 
     def select(self, rows: Tensor) -> JointMap:
         """The map of the samples `rows`."""

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from jiio import tree
 from jiio.autodiff import pull
-from jiio.book import Evaluation
-from jiio.fixed_point import compared, iterate
+from jiio.fixed_point import OneBlock, iterate
 from jiio.input_memory import InputMemory
 from jiio.joint import JointMap, equilibrium
 from jiio.optimizer import LBFGS, PGD, Adam, Optimizer
@@ -26,7 +25,7 @@ RoundCallback = Callable[[int, State, Work], None]
 
 
 @dataclass(frozen=True)
-class _AdjointMap:
+class _AdjointMap(OneBlock):
     """mu -> J_z^T mu + dcost/dz at a fixed (z, x), from one kept graph of f."""
 
     outputs: list[Tensor]
@@ -41,18 +40,6 @@ class _AdjointMap:
         pulled = pull(self.outputs, tree.leaves(s), self.z, retain=True)
         self.work.add(vjp=len(pulled[0]))
         return tree.apply(torch.add, tree.build(s, pulled), self.slope)
-
-    def evaluate(self, s: Tree, k: int) -> Evaluation:
-        """The same and its relative residual."""
-        return compared(s, self.advance(s, k))
-
-    def project(self, s: Tree) -> Tree:
-        """Every multiplier is feasible."""
-        return s
-
-    def finish(self, s: Tree, now: Evaluation) -> tuple[Tree, Evaluation]:
-        """Nothing to improve."""
-        return s, now
 
     def select(self, rows: Tensor) -> _AdjointMap:
         """Refused: the graph belongs to the whole batch."""

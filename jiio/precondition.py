@@ -180,7 +180,7 @@ class Matrix(_Fixed):
             raise ValueError(f"a matrix preconditioner needs x of shape (batch, d); got a matrix of {shapes}")
         if self.inverse.dim() == 2:
             return gradient @ self.inverse
-        return torch.einsum("bij,bj->bi", self.inverse, gradient)
+        return times(self.inverse, gradient)
 
     def check(self, constraint: Constraint) -> None:
         """Commutes with `Free` only."""
@@ -190,6 +190,11 @@ class Matrix(_Fixed):
         """Rows of per-sample matrices and rates."""
         inverse = self.inverse[rows] if self.inverse.dim() == 3 else self.inverse
         return Matrix(inverse, _rows(self.rate, rows))
+
+
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """The products of (batch, n, m) and (batch, m); with rows in place of columns, which takes half the time on a CPU."""
+    return torch.bmm(vector[:, None], matrix.mT)[:, 0]
 
 
 def _require(constraint: Constraint, allowed: tuple[type, ...], name: str) -> None:
@@ -254,11 +259,11 @@ class Step:
 
     def rate(self, k: int, lag: Tensor) -> Tensor:
         """Input rate of each sample at step `k`, shape (batch,), given the larger residual of z and mu."""
-        factor = torch.ones_like(lag)
-        if self.lag is not None:
-            factor = (_at(self.lag, k) / lag).clamp_max(1.0)
         # a schedule that reaches 0 would make the relative residual of x, which is divided by the rate, vanish too
-        return factor * self.rule.rate * max(self.schedule(k), LEAST_MULTIPLIER)
+        rate = self.rule.rate * max(self.schedule(k), LEAST_MULTIPLIER)
+        if self.lag is None:
+            return rate * torch.ones_like(lag)
+        return rate * (_at(self.lag, k) / lag).clamp_max(1.0)
 
     def ahead(self, k: int) -> float:
         """How far the direction of step `k` is extrapolated."""

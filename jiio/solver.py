@@ -108,9 +108,11 @@ class Anderson:
             values[:, slot] = b
             torch.sub(b, a, out=residuals[:, slot])
             flat = _rows(residuals)
-            row += torch.bmm(flat[:, :used], flat[:, slot, :, None])[:, :, 0]
+            row += torch.bmm(flat[:, slot, None], flat[:, :used].mT)[:, 0]  # times a column it takes four times as long
         memory.gram[:, slot, :used] = row
         memory.gram[:, :used, slot] = row
+        if used == 1:
+            return fs, memory
         mixing = self._mixing(memory.gram[:, :used, :used], tree.leaves(fs)[0].dtype)
         return tree.apply(lambda ring: _mixed(ring, mixing), memory.values), memory
 

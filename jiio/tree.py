@@ -65,7 +65,7 @@ def inner(a: Tree, b: Tree) -> Tensor:
     tensor([3., 3.])
     """
     products = [(u * v).sum(_inside(u)) for u, v in zip(leaves(a), leaves(b), strict=True)]
-    return torch.stack(products).sum(0)
+    return products[0] if len(products) == 1 else torch.stack(products).sum(0)
 
 
 def norm(tree: Tree) -> Tensor:

@@ -38,6 +38,16 @@ def test_a_pure_rotation_stalls_without_acceleration() -> None:
     assert (solution.status == Status.STALLED).all()
 
 
+@pytest.mark.parametrize("steps", [4, 5, 6, 7])
+def test_a_map_that_passes_zero_has_not_diverged(steps: int) -> None:
+    """Every fourth value of this rotation is 0, at which a relative residual means nothing."""
+    F, _ = rotation(1.0)
+    start = torch.zeros(2, 2, dtype=torch.float64)
+    solution = fixed_point(F, start, solver=Picard(), max_steps=steps, on_failure="ignore")
+    assert (solution.status == Status.BUDGET).all()
+    assert bool(solution.residual.isfinite().all())
+
+
 def test_damping_solves_a_pure_rotation() -> None:
     F, exact = rotation(1.0)
     solution = fixed_point(

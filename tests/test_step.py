@@ -104,9 +104,10 @@ def test_a_known_delay_makes_full_newton_steps_possible() -> None:
 def test_the_measured_delay_is_the_contraction_of_each_sample() -> None:
     memory = InputMemory.fresh(Scalar(1.0), torch.zeros(3, 2), slope=torch.ones(3, 2))
     contraction = torch.tensor([0.2, 0.5, 1.5])
-    memory.measure_delay(torch.full((3, 2), 2.0), 2.0 * contraction[:, None] + torch.ones(3, 2))
-    assert memory.delay is not None
-    assert torch.allclose(memory.delay, torch.tensor([0.2, 0.5, 0.9]))
+    memory.measure_delay(torch.full((3, 2), 2.0), 2.0 * contraction[:, None] + torch.ones(3, 2), (1.0, 0.5))
+    assert memory.sees is not None
+    assert torch.allclose(memory.sees[0], torch.tensor([0.8, 0.5, 0.1]))
+    assert torch.allclose(memory.sees[1], torch.tensor([0.4, 0.25, 0.05]))
 
 
 def test_damped_rows_are_part_of_the_delay() -> None:
