@@ -123,11 +123,11 @@ class Anderson:
 
     def _mixing(self, gram: Tensor, dtype: torch.dtype) -> Tensor:
         ridge = self.ridge if self.ridge is not None else (1e-13 if dtype == torch.float64 else 1e-6)
-        size = gram.diagonal(dim1=1, dim2=2).sqrt().clamp_min(torch.finfo(torch.float64).tiny ** 0.25)
-        normal = gram / (size[:, :, None] * size[:, None, :])
-        normal = normal + ridge * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        solved, _ = torch.linalg.solve_ex(normal, (1 / size)[:, :, None])
-        mixing = solved[:, :, 0] / size
+        inverse = gram.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(torch.float64).tiny ** 0.5).rsqrt()
+        normal = gram * inverse[:, :, None] * inverse[:, None, :]
+        normal.diagonal(dim1=1, dim2=2).add_(ridge)
+        solved, _ = torch.linalg.solve_ex(normal, inverse[:, :, None])
+        mixing = solved[:, :, 0] * inverse
         return (mixing / mixing.sum(1, keepdim=True)).to(dtype)
 
 

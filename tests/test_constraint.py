@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 
 import pytest
@@ -228,3 +229,10 @@ def test_bad_input_is_named() -> None:
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_an_intersection_that_has_projected_can_be_pickled() -> None:
+    both = SETS["l2 and box"]
+    x = torch.linspace(-2, 2, 15, dtype=DOUBLE).view(3, 5)
+    there = both.project(x)
+    assert torch.equal(pickle.loads(pickle.dumps(both)).project(x), there)
