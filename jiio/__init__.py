@@ -2,7 +2,7 @@
 
 from jiio.constraint import Box, Constraint, Free, L2Ball, LinfBall, Simplex
 from jiio.cuda_graph import captured
-from jiio.curvature import curvature, gauss_newton, inverse_of
+from jiio.curvature import curvature, gauss_newton, inverse_of, newton_step
 from jiio.deq import DEQ
 from jiio.fixed_point import fixed_point
 from jiio.implicit import implicit
@@ -61,6 +61,7 @@ __all__ = [
     "jacobian_penalty",
     "load",
     "nested",
+    "newton_step",
     "solve",
     "spectral_radius",
 ]

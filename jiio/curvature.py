@@ -10,8 +10,9 @@ from torch import Tensor
 from jiio import tree
 from jiio.autodiff import pull
 from jiio.constraint import Free, L2Ball, LinfBall
+from jiio.joint import equilibrium
 from jiio.precondition import Matrix, Scalar, Step
-from jiio.problem import Problem
+from jiio.problem import Problem, State
 from jiio.solution import Work
 from jiio.tree import Tree
 
@@ -19,6 +20,7 @@ from jiio.tree import Tree
 SMALL_INPUT = 64
 LINEAR_STEPS = 60
 LINEAR_TOL = 1e-2
+SETTLED = 1e-3
 
 
 class Linearization:
@@ -79,24 +81,53 @@ def _linear_fixed_point(F: Callable[[Sequence[Tensor]], list[Tensor]], start: Se
     return s
 
 
-def gauss_newton(problem: Problem, z: Tree, x: Tensor, *, work: Work | None = None) -> Tensor:
-    """Gauss-Newton matrices T^T C T of x -> cost(z*(x), x), shape (batch, d, d), for x of shape (batch, d).
+def response(problem: Problem, z: Tree, x: Tensor, *, work: Work | None = None) -> tuple[Tree, Tensor]:
+    """The tangent dz*/dx and the Gauss-Newton matrices T^T C T of x -> cost(z*(x), x), T = (dz*/dx, 1) and C the Hessian of
+    cost in (z, x): the curvature of f is left out.
 
-    T = (dz*/dx, 1), C the Hessian of cost in (z, x); the curvature of f is left out. `z` should be near the equilibrium at
-    `x`. Takes about 10 d VJPs a sample. For one preconditioner of a whole model, average over some latents first:
-    `Matrix(inverse_of(gauss_newton(problem, z, x).mean(0)))`.
+    x: (batch, d).  z: near its equilibrium.  Returns leaves (batch, d, ...), and (batch, d, d). Takes about 10 d VJPs a
+    sample, more where the contraction is near 1.
     """
     if x.dim() != 2:
         raise ValueError(f"a Gauss-Newton matrix needs x of shape (batch, d), got {tuple(x.shape)}")
     linear = Linearization(problem, z, x, work=work if work is not None else Work())
+    tangent = tree.apply(lambda leaf: tree.stack_like(leaf, x.shape[1]), tree.detach(z))
     left, right = [], []
-    for unit in torch.eye(x.shape[1], dtype=x.dtype, device=x.device):
+    for i, unit in enumerate(torch.eye(x.shape[1], dtype=x.dtype, device=x.device)):
         dx = unit.expand_as(x)
-        direction = (*linear.tangent(dx), dx)
-        left.append(tree.flatten(direction))
-        right.append(tree.flatten(tuple(linear.cost_hessian(direction))))
+        dz = linear.tangent(dx)
+        for stack, leaf in zip(tree.leaves(tangent), dz, strict=True):
+            stack[:, i] = leaf
+        left.append(tree.flatten((*dz, dx)))
+        right.append(tree.flatten(tuple(linear.cost_hessian((*dz, dx)))))
     matrix = torch.stack(left, dim=1) @ torch.stack(right, dim=2)
-    return (matrix + matrix.mT) / 2
+    return tangent, (matrix + matrix.mT) / 2
+
+
+def gauss_newton(problem: Problem, z: Tree, x: Tensor, *, work: Work | None = None) -> Tensor:
+    """The Gauss-Newton matrices of `response`, (batch, d, d)."""
+    return response(problem, z, x, work=work)[1]
+
+
+def newton_step(problem: Problem, start: State, *, rate: float = 0.3) -> Step:
+    """One step for all problems of a model, measured on the few that `problem` holds, at the x (batch, d) of `start`: the
+    inverse of their mean Gauss-Newton matrix, and their mean tangent, by which z moves along with x.
+
+    It costs what `solve(step=None)` spends on its own batch; keep the step. x must be free.
+
+    >>> problem = Problem(lambda z, x: 0.9 * z + x, lambda z, x: (z - 1).square().sum(1))
+    >>> step = newton_step(problem, problem.start(torch.zeros(1, 2), torch.zeros(1, 2)))
+    >>> [tuple(leaf.shape) for leaf in tree.leaves(step.tangent)]
+    [(1, 2, 2)]
+    """
+    z = equilibrium(problem, start.z, start.x, work=Work(), tol=SETTLED, max_steps=500).value
+    tangent, matrix = response(problem, z, start.x)
+    return Step(Matrix(inverse_of(matrix.mean(0)), rate), tangent=tree.apply(_mean, tangent))
+
+
+def _mean(stack: Tensor) -> Tensor:
+    """The mean over the batch, of size 1 there, in storage as `stack` is: `mean` alone would turn it over."""
+    return torch.empty_like(stack[:1]).copy_(stack.mean(0, keepdim=True))
 
 
 def inverse_of(matrix: Tensor, *, floor: float = 1e-4) -> Tensor:
@@ -132,11 +163,13 @@ def curvature(problem: Problem, z: Tree, x: Tensor, *, steps: int = 4, work: Wor
 def automatic_step(problem: Problem, z: Tree, x: Tensor, *, work: Work) -> Step:
     """The input step that `solve` takes when none is given, from each sample's curvature at its start.
 
-    A free x of up to 64 coordinates: the inverse of the sample's own Gauss-Newton matrix at a third of a Newton step.
+    A free x of up to 64 coordinates: the inverse of the sample's own Gauss-Newton matrix at a third of a Newton step, and
+    its tangent, as much memory as 64 equilibria.
     Otherwise plain steps of half the inverse of the largest curvature.
     """
     if isinstance(problem.constraint, Free) and x.dim() == 2 and x.shape[1] <= SMALL_INPUT:
-        return Step(Matrix(inverse_of(gauss_newton(problem, z, x, work=work), floor=1e-3)))
+        tangent, matrix = response(problem, z, x, work=work)
+        return Step(Matrix(inverse_of(matrix, floor=1e-3)), tangent=tangent)
     largest = curvature(problem, z, x, work=work)
     largest = torch.maximum(largest, _least_curvature(problem, x, largest))
     return Step(Scalar(0.5, scale=1 / largest))

@@ -86,7 +86,8 @@ class JointMap:
         mu <- mu + r_mu (J_z^T mu + dcost/dz - mu)
         x  <- project(x - rate P (J_x^T mu + dcost/dx))
 
-    where a corrected step adds to P g the way that x has gone since mu saw it (`InputMemory.unseen`).
+    where a corrected step adds to P g the way that x has gone since mu saw it (`InputMemory.unseen`), and one that knows the
+    tangent dz*/dx adds its product with the move of x to z (`Step.carry`).
 
     mu_floor: |dcost/dz| at the start, (batch,), below which |mu| does not shrink the relative adjoint residual.
     memory: of the input steps, the one thing that changes in the course of a solve.
@@ -178,7 +179,8 @@ class JointMap:
             probe = now.x if self.symmetric and not self.step.corrected else change
             share = self.memory.look(probe, change / wide(rate, change), cut)
             change = wide(share, change) * change  # part of the way to a feasible point is feasible
-        return State(_damped(s.z, now.f, self.step.z), _damped(s.mu, now.z, self.step.mu), s.x - change)
+        z = self.step.carry(_damped(s.z, now.f, self.step.z), -change)
+        return State(z, _damped(s.mu, now.z, self.step.mu), s.x - change)
 
     @property
     def symmetric(self) -> bool:

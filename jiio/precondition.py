@@ -12,6 +12,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from jiio import tree
 from jiio.constraint import Box, Constraint, Free
 from jiio.schedule import Constant, Falling, Schedule
 from jiio.tree import Tree, wide
@@ -228,6 +229,10 @@ class Step:
     sample's for nothing; so the way x has gone since is added: P g + (x - seen), as a Smith predictor does (Smith 1957).
     Rates of 0.6 to 0.8 then take the place of 0.2 (docs/results.md). Not for contractions near 1, nor
     beside a solver's own damping, which it does not know of; where iterates are mixed, steps are a third as long instead.
+    tangent: dz*/dx, a tree of the form of z, each leaf (batch or 1, numbers in x, ...): where x moves by dx, z moves on by
+    dz*/dx dx at once, in place of following in the course of 1 / (1 - contraction) steps. A mean over some samples of a model
+    will do, and `jiio.newton_step` measures one: contractions near 1, many latents and bad conditions then take about as
+    many steps as easy problems do (docs/scaling.md).
     """
 
     x: float | Rule
@@ -238,8 +243,13 @@ class Step:
     cut: float | None = 0.7
     lookahead: float | Schedule = 0.0
     corrected: bool = False
+    tangent: Tree | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if self.corrected and self.tangent is not None:
+            raise ValueError(
+                "a step is corrected for the delay of z or knows its tangent, which leaves none: give one of them"
+            )
         for name in ("z", "mu"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"the damping of {name} must lie in (0, 1], got {getattr(self, name)}")
@@ -257,6 +267,25 @@ class Step:
         """The input rule."""
         return Scalar(float(self.x)) if isinstance(self.x, float | int) else self.x
 
+    def check(self, constraint: Constraint, z: Tree, x: Tensor) -> None:
+        """`ValueError` where the rule does not commute with `constraint` or the tangent does not fit z and x."""
+        self.rule.check(constraint)
+        if self.tangent is None:
+            return
+        for part, leaf in zip(tree.leaves(self.tangent), tree.leaves(z), strict=True):
+            shape = x[0].numel(), *leaf.shape[1:]
+            if part.shape[1:] != shape or len(part) not in (1, len(x)) or part.dtype != leaf.dtype:
+                raise ValueError(
+                    f"the tangent of a leaf of z {tuple(leaf.shape)} with respect to x {tuple(x.shape)} has shape "
+                    f"(batch or 1, {', '.join(map(str, shape))}) and its dtype; got {tuple(part.shape)}, {part.dtype}"
+                )
+
+    def carry(self, z: Tree, move: Tensor) -> Tree:
+        """z as it is at its equilibrium to first order when x has moved by `move`; without a tangent `z`."""
+        if self.tangent is None:
+            return z
+        return tree.apply(lambda leaf, part: leaf + tree.combine(part, move.flatten(1)), z, self.tangent)
+
     def rate(self, k: int, lag: Tensor) -> Tensor:
         """Input rate of each sample at step `k`, shape (batch,), given the larger residual of z and mu."""
         # a schedule that reaches 0 would make the relative residual of x, which is divided by the rate, vanish too
@@ -272,7 +301,10 @@ class Step:
     def select(self, rows: Tensor) -> Step:
         """The step of the samples `rows`."""
         rule = self.x if isinstance(self.x, float | int) else self.x.select(rows)
-        return replace(self, x=rule)
+        tangent = self.tangent
+        if tangent is not None and tree.batch_size(tangent) > 1:
+            tangent = tree.select(tangent, rows)
+        return replace(self, x=rule, tangent=tangent)
 
 
 def _at(value: float | Schedule, k: int) -> float:

@@ -57,7 +57,7 @@ def solve(
         raise ValueError(f"tol is one number or three, for (z, mu, x); got {tol}")
     problem.check(start)
     if step is not None:
-        step.rule.check(problem.constraint)
+        step.check(problem.constraint, start.z, start.x)
     work = Work()
     start = settle(problem, start, work=work, tol=max(tolerances[0], COMPARABLE) / 2)
     slope = cost_slope(problem, start, work=work)

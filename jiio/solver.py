@@ -107,17 +107,17 @@ class Anderson:
         for a, b, values, residuals in zip(*map(tree.leaves, (s, fs, memory.values, memory.residuals)), strict=True):
             values[:, slot] = b
             torch.sub(b, a, out=residuals[:, slot])
-            flat = _rows(residuals)
+            flat = tree.stack_rows(residuals)
             row += torch.bmm(flat[:, slot, None], flat[:, :used].mT)[:, 0]  # times a column it takes four times as long
         memory.gram[:, slot, :used] = row
         memory.gram[:, :used, slot] = row
         if used == 1:
             return fs, memory
         mixing = self._mixing(memory.gram[:, :used, :used], tree.leaves(fs)[0].dtype)
-        return tree.apply(lambda ring: _mixed(ring, mixing), memory.values), memory
+        return tree.apply(lambda ring: tree.combine(ring, mixing), memory.values), memory
 
     def _begin(self, fs: Tree) -> _AndersonMemory:
-        rings = [tree.apply(lambda leaf: _ring_like(leaf, self.history), fs) for _ in range(2)]
+        rings = [tree.apply(lambda leaf: tree.stack_like(leaf, self.history), fs) for _ in range(2)]
         gram = tree.leaves(fs)[0].new_zeros(tree.batch_size(fs), self.history, self.history, dtype=torch.float64)
         return _AndersonMemory(rings[0], rings[1], gram)
 
@@ -129,26 +129,6 @@ class Anderson:
         solved, _ = torch.linalg.solve_ex(normal, inverse[:, :, None])
         mixing = solved[:, :, 0] * inverse
         return (mixing / mixing.sum(1, keepdim=True)).to(dtype)
-
-
-def _ring_like(leaf: Tensor, history: int) -> Tensor:
-    """Zeros of shape (batch, history, ...) in which one slot lies in storage as `leaf` does: what a channels-last cell
-    returns is then mixed, and handed back to it, without being turned over and back."""
-    order = [0, 1, *(1 + d for d in tree.storage_order(leaf)[1:])]
-    shape = len(leaf), history, *leaf.shape[1:]
-    return tree.restore(leaf.new_zeros([shape[d] for d in order]), order)
-
-
-def _rows(ring: Tensor) -> Tensor:
-    """A view of `ring` (batch, history, ...) as (batch, history, n), in the order of storage."""
-    return ring.permute(0, 1, *(1 + d for d in tree.storage_order(ring[:, 0])[1:])).flatten(2)
-
-
-def _mixed(ring: Tensor, mixing: Tensor) -> Tensor:
-    """sum_i mixing_i F(s_i) of each sample, `mixing` (batch, used)."""
-    order = tree.storage_order(ring[:, 0])
-    mixed = torch.bmm(mixing[:, None], _rows(ring)[:, : mixing.shape[1]])
-    return tree.restore(mixed.view(-1, *[ring[:, 0].shape[d] for d in order[1:]]), order)
 
 
 class _BroydenMemory(NamedTuple):

@@ -128,6 +128,30 @@ def restore(permuted: Tensor, order: list[int]) -> Tensor:
     return permuted.permute([order.index(d) for d in range(len(order))])
 
 
+def stack_like(leaf: Tensor, count: int) -> Tensor:
+    """Zeros (batch, count, ...) in which each of the `count` lies in storage as `leaf` (batch, ...) does."""
+    order = [0, 1, *(1 + d for d in storage_order(leaf)[1:])]
+    shape = len(leaf), count, *leaf.shape[1:]
+    return restore(leaf.new_zeros([shape[d] for d in order]), order)
+
+
+def stack_rows(stack: Tensor) -> Tensor:
+    """A view of `stack` (batch, count, ...) as (batch, count, n), in the order of storage."""
+    return stack.permute(0, 1, *(1 + d for d in storage_order(stack[:, 0])[1:])).flatten(2)
+
+
+def combine(stack: Tensor, weights: Tensor) -> Tensor:
+    """sum_i weights_i stack_i of each sample, weights (batch, k) of the first k of `stack` (batch or 1, count, ...).
+
+    >>> combine(torch.eye(2)[None], torch.tensor([[2.0, 3.0]]))
+    tensor([[2., 3.]])
+    """
+    one, order = stack[:, 0], storage_order(stack[:, 0])
+    rows = stack_rows(stack)[:, : weights.shape[1]]
+    mixed = weights @ rows[0] if len(stack) == 1 else torch.bmm(weights[:, None], rows)
+    return restore(mixed.view(-1, *(one.shape[d] for d in order[1:])), order)
+
+
 def where(mask: Tensor, a: Tree, b: Tree) -> Tree:
     """`a` for the samples where `mask` (batch,) holds, else `b`."""
     return apply(lambda u, v: torch.where(mask.view(-1, *[1] * (u.dim() - 1)), u, v), a, b)

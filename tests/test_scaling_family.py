@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.synthetic import Cell, Family, make
-from jiio import DEQ, gauss_newton
+from jiio import DEQ, gauss_newton, newton_step, solve
 
 SMALL = Family(latent=8, state=128, batch=3)
 
@@ -32,3 +32,19 @@ def test_the_problem_has_about_the_condition_that_was_asked_for(contraction: flo
     values = torch.linalg.eigvalsh(gauss_newton(problem, z, start.x))
     condition = values[:, -1] / values[:, 0]
     assert bool((condition > 40).all()) and bool((condition < 250).all())
+
+
+@pytest.mark.parametrize("hard", [{"contraction": 0.98}, {"condition": 1000.0}, {"latent": 128}], ids=str)
+def test_with_the_model_s_tangent_a_hard_problem_takes_as_many_steps_as_an_easy_one(hard: dict[str, float]) -> None:
+    def steps(family: Family, *, tangent: bool) -> float:
+        problem, start = make(family)
+        step = newton_step(problem, start)
+        if not tangent:
+            step = replace(step, tangent=None)
+        solution = solve(problem, start, step=step, on_failure="ignore")
+        assert bool(solution.converged.all()) or not tangent
+        return float(solution.steps.double().mean())
+
+    easy = Family(latent=16, batch=4, contraction=0.5)
+    assert steps(replace(easy, **hard), tangent=True) < 3 * steps(easy, tangent=True)
+    assert steps(replace(easy, **hard), tangent=True) < 0.6 * steps(replace(easy, **hard), tangent=False)

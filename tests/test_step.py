@@ -23,6 +23,7 @@ from jiio import (
     curvature,
     gauss_newton,
     inverse_of,
+    newton_step,
     solve,
 )
 from jiio.input_memory import InputMemory
@@ -152,3 +153,47 @@ def test_a_start_at_an_equilibrium_of_zero_has_not_diverged() -> None:
     start = problem.start(torch.zeros(4, 2, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64))
     found = solve(problem, start, step=Step(0.2), solver=Picard(0.5), max_steps=300, on_failure="ignore")
     assert bool(found.converged.all()), found.report()
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson(3)], ids=["picard", "anderson"])
+def test_a_tangent_leaves_the_minimum_where_it_is(solver) -> None:
+    """A wrong one too: at a fixed point nothing moves."""
+    problem = smooth_problem(SmoothCell())
+    reference = solve(problem, zeros(problem), tol=1e-9, max_steps=4000)
+    step = replace(newton_step(problem, zeros(problem)), lag=None)
+    for scale in (1.0, 0.5):
+        tilted = replace(step, tangent=scale * step.tangent)
+        found = solve(problem, zeros(problem), step=tilted, solver=solver, tol=1e-8, max_steps=2000)
+        assert float((found.value.x - reference.value.x).abs().max()) < 1e-6
+
+
+def test_a_sample_s_own_tangent_goes_with_it_when_others_finish() -> None:
+    problem = smooth_problem(SmoothCell())
+    start = zeros(problem)
+    rows = [torch.tensor([i]) for i in range(3)]
+    steps = [newton_step(problem.select(row), State(start.z[row], start.mu[row], start.x[row])) for row in rows]
+    assert all(isinstance(step.x, Matrix) for step in steps)
+    together = Step(
+        Matrix(torch.stack([step.x.inverse for step in steps])), tangent=torch.cat([step.tangent for step in steps])
+    )
+    both = solve(problem, start, step=together, tol=1e-6, max_steps=1000)
+    for i, row in enumerate(rows):
+        alone = solve(
+            problem.select(row),
+            State(start.z[row], start.mu[row], start.x[row]),
+            step=steps[i],
+            tol=1e-6,
+            max_steps=1000,
+        )
+        assert torch.allclose(both.value.x[i], alone.value.x[0], atol=1e-9)
+        assert int(both.steps[i]) == int(alone.steps[0])
+
+
+def test_a_tangent_that_does_not_fit_is_refused() -> None:
+    problem = smooth_problem(SmoothCell())
+    double = torch.float64
+    for tangent in (torch.zeros(1, D, N + 1, dtype=double), torch.zeros(2, D, N, dtype=double), torch.zeros(1, D, N)):
+        with pytest.raises(ValueError, match="tangent of a leaf"):
+            solve(problem, zeros(problem), step=Step(0.1, tangent=tangent))
+    with pytest.raises(ValueError, match="one of them"):
+        Step(0.1, corrected=True, tangent=torch.zeros(1, D, N))

@@ -47,3 +47,17 @@ def test_bad_trees_are_named() -> None:
         tree.norm(torch.ones(2))
     with pytest.raises(ValueError, match="too many"):
         tree.build(torch.ones(1), [torch.ones(1), torch.ones(1)])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_combination_lies_in_storage_as_what_it_is_made_of(batch: int) -> None:
+    leaf = torch.randn(batch, 4, 5, 6).contiguous(memory_format=torch.channels_last)
+    stack = tree.stack_like(leaf, 7)
+    assert stack.shape == (batch, 7, 4, 5, 6) and float(stack.abs().sum()) == 0
+    stack.copy_(torch.randn_like(stack))
+    weights = torch.randn(3, 5)
+    combined = tree.combine(stack, weights)
+    assert torch.allclose(
+        combined, torch.einsum("bk,bkchw->bchw", weights, stack[:, :5].expand(3, -1, -1, -1, -1)), atol=1e-5
+    )
+    assert combined.is_contiguous(memory_format=torch.channels_last)
