@@ -3,9 +3,9 @@
     python -m benchmarks.scaling [--quick] [--json FILE] [--figure FILE] [--threads N] [--seeds N]
 
 On problems whose contraction, condition and sizes are set exactly (benchmarks/synthetic.py), one of them varied at a
-time: work and wall time of every method until the mean re-solved cost is within 1.2 times the best known one. Work of a
-sample counts evaluations of f, vector-Jacobian products and cost gradients, weighted by their bare prices on the same batch
-in the same run.
+time: work and wall time of every method until the mean re-solved cost is within 1.2 times the best known one, and its peak
+memory. Work of a sample counts evaluations of f, vector-Jacobian products and cost gradients, weighted by their bare prices
+on the same batch in the same run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import platform
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,25 @@ import torch
 from rich.progress import track
 
 import jiio
+from benchmarks.memory import peak_bytes
 from benchmarks.synthetic import Family, make
-from jiio import Matrix, Problem, State, Step, gauss_newton, inverse_of, tree
+from jiio import Matrix, Problem, State, Step, newton_step, tree
 from jiio.app import compare
 from jiio.app.methods import Joint, Method, Nested
 from jiio.app.table import console, show
-from jiio.joint import equilibrium
 from jiio.optimizer import LBFGS, Adam
-from jiio.solution import Work
 
 SHARE = 1.2
 ADAM_RATES = (0.1, 0.3)
 BUDGET, QUICK_BUDGET = 80, 40
 TUNED = 8  # samples that settings are chosen on
+MEMORY_STEPS = 8  # more hold no more: tests/test_memory.py
 BASE = Family(batch=16)
 AXES: dict[str, tuple[float, ...]] = {
-    "contraction": (0.5, 0.8, 0.95),
-    "latent": (16, 64, 256),
-    "batch": (1, 8, 64),
+    "contraction": (0.5, 0.8, 0.95, 0.99),
+    "latent": (16, 64, 256, 512),
+    "state": (128, 512, 2048, 8192),
+    "batch": (1, 8, 64, 512),
     "condition": (1, 30, 1000),
 }
 QUICK_AXES: dict[str, tuple[float, ...]] = {"contraction": (0.5, 0.9)}
@@ -106,23 +108,24 @@ def all_points(seed: int, *, quick: bool) -> Iterator[Point]:
 
 
 def methods(problem: Problem, start: State) -> dict[str, dict[str, Method]]:
-    """Every method with its settings. One average matrix belongs to the model, so its price is not counted; L-BFGS gets
-    the matrix that the joint solve gets."""
-    matrix = average_matrix(problem, start)
+    """Every method with its settings. One average matrix and tangent belong to the model, so their price is not counted;
+    L-BFGS gets the matrix that the joint solve gets."""
+    step, matrix = model_step(problem, start)
     return {
-        "joint, model's matrix": {"default": Joint(Step(Matrix(matrix)))},
+        "joint, model's step": {"default": Joint(step)},
+        "joint, model's matrix": {"default": Joint(replace(step, tangent=None))},
         "joint, automatic": {"default": Joint(None)},
-        "nested warm L-BFGS": {"default": Nested(LBFGS(initial=Matrix(matrix, 1.0)), True, 3e-2)},
+        "nested warm L-BFGS": {"default": Nested(LBFGS(initial=replace(matrix, rate=1.0)), True, 3e-2)},
         "nested cold Adam": {f"rate {r}": Nested(Adam(r), False) for r in ADAM_RATES},
     }
 
 
-def average_matrix(problem: Problem, start: State) -> torch.Tensor:
-    """The inverse of the mean Gauss-Newton matrix of up to four samples at the start."""
+def model_step(problem: Problem, start: State) -> tuple[Step, Matrix]:
+    """The model's step, measured on up to four samples at the start, and its matrix."""
     rows = torch.arange(min(4, len(start.x)))
-    few, some = problem.select(rows), tree.select(start, rows)
-    z = equilibrium(few, some.z, some.x, work=Work(), tol=1e-3, max_steps=500).value
-    return inverse_of(gauss_newton(few, z, some.x).mean(0))
+    step = newton_step(problem.select(rows), tree.select(start, rows))
+    assert isinstance(step.x, Matrix)
+    return step, step.x
 
 
 def measure(point: Point, *, budget: int, repeats: int) -> list[dict[str, Any]]:
@@ -138,19 +141,22 @@ def measure(point: Point, *, budget: int, repeats: int) -> list[dict[str, Any]]:
     found, prices = compare.compare(
         chosen, problem, start, targets={str(SHARE): target}, budgets=dict.fromkeys(chosen, budget), repeats=repeats
     )
+    peaks = {
+        name: peak_bytes(partial(method.run, problem, start, MEMORY_STEPS, None)) for name, method in chosen.items()
+    }
     place = {"axis": point.axis, "value": point.value, "prices": asdict(prices)}
-    return [place | row for row in compare.as_json(found)]
+    return [place | row | {"peak_bytes": peaks[row["method"]]} for row in compare.as_json(found)]
 
 
 def best_known(problem: Problem, start: State, budget: int) -> float:
     """Mean of each sample's lowest re-solved cost by long runs of two methods."""
-    matrix = Matrix(average_matrix(problem, start), 1.0)
-    long: list[Method] = [Joint(Step(replace(matrix, rate=0.3))), Nested(LBFGS(initial=matrix), True, 1e-3)]
+    step, matrix = model_step(problem, start)
+    long: list[Method] = [Joint(step), Nested(LBFGS(initial=replace(matrix, rate=1.0)), True, 1e-3)]
     return compare.reference_cost(problem, [start], long, steps=budget)
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    """Medians over seeds: work of a sample and milliseconds of the batch to the target."""
+    """Medians over seeds: work of a sample and milliseconds of the batch to the target, and megabytes at the peak."""
     names = list(dict.fromkeys(row["method"] for row in rows))
     table = []
     for place in dict.fromkeys((row["axis"], row["value"]) for row in rows):
@@ -159,15 +165,16 @@ def report(rows: list[dict[str, Any]]) -> None:
             here = [row for row in rows if (row["axis"], row["value"], row["method"]) == (*place, name)]
             line.append(cell_text(here))
         table.append(line)
-    show("work of a sample / ms a batch, to 1.2 times the best known cost", ["problem", *names], table)
+    show("work of a sample / ms a batch / peak MB, to 1.2 times the best known cost", ["problem", *names], table)
 
 
 def cell_text(here: list[dict[str, Any]]) -> str:
     """Medians over the seeds; a dash where a seed did not reach the target."""
+    peak = max(row["peak_bytes"] for row in here) / 1e6
     if not all(row["reached"] for row in here):
-        return "-"
+        return f"- / - / {peak:.1f}"
     work, seconds = (statistics.median(row[key] for row in here) for key in ("work", "seconds"))
-    return f"{work:.0f} / {1e3 * seconds:.0f}"
+    return f"{work:.0f} / {1e3 * seconds:.0f} / {peak:.1f}"
 
 
 if __name__ == "__main__":

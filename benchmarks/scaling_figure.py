@@ -12,7 +12,8 @@ from matplotlib.ticker import NullLocator
 from jiio.app.figure import save
 
 COLOURS = {
-    "joint, model's matrix": "tab:blue",
+    "joint, model's step": "tab:blue",
+    "joint, model's matrix": "tab:green",
     "joint, automatic": "tab:cyan",
     "nested warm L-BFGS": "tab:orange",
     "nested cold Adam": "tab:red",
@@ -20,12 +21,12 @@ COLOURS = {
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> Path:
-    """Work against every axis above, milliseconds below; methods that did not reach the target have no point there."""
+    """Work, milliseconds and megabytes against every axis; where the target was not reached, there is no point."""
     axes = list(dict.fromkeys(row["axis"] for row in rows))
-    figure, grid = plt.subplots(2, len(axes), figsize=(3.0 * len(axes) + 1, 6), squeeze=False)
+    figure, grid = plt.subplots(3, len(axes), figsize=(3.0 * len(axes) + 1, 9), squeeze=False)
     for column, axis in enumerate(axes):
         for line, (key, label, factor) in enumerate(
-            (("work", "work a sample (f = 1)", 1.0), ("seconds", "ms a batch", 1e3))
+            (("work", "work a sample (f = 1)", 1.0), ("seconds", "ms a batch", 1e3), ("peak_bytes", "peak MB", 1e-6))
         ):
             panel = grid[line][column]
             for name, colour in COLOURS.items():

@@ -20,7 +20,9 @@ from jiio.tree import Tree
 SMALL_INPUT = 64
 LINEAR_STEPS = 60
 LINEAR_TOL = 1e-2
-SETTLED = 1e-3
+SETTLED = 1e-3  # of z where a model is measured
+# z hardly falls behind an x that takes it along: x waits only where z or mu are no solution at all
+MEASURED_LAG = 1.0
 
 
 class Linearization:
@@ -113,7 +115,8 @@ def newton_step(problem: Problem, start: State, *, rate: float = 0.3) -> Step:
     """One step for all problems of a model, measured on the few that `problem` holds, at the x (batch, d) of `start`: the
     inverse of their mean Gauss-Newton matrix, and their mean tangent, by which z moves along with x.
 
-    It costs what `solve(step=None)` spends on its own batch; keep the step. x must be free.
+    It costs what `solve(step=None)` spends on its own batch; keep the step. Best measured where solutions lie: solve a few
+    problems first and give `solution.value` as `start`. x must be free.
 
     >>> problem = Problem(lambda z, x: 0.9 * z + x, lambda z, x: (z - 1).square().sum(1))
     >>> step = newton_step(problem, problem.start(torch.zeros(1, 2), torch.zeros(1, 2)))
@@ -122,7 +125,7 @@ def newton_step(problem: Problem, start: State, *, rate: float = 0.3) -> Step:
     """
     z = equilibrium(problem, start.z, start.x, work=Work(), tol=SETTLED, max_steps=500).value
     tangent, matrix = response(problem, z, start.x)
-    return Step(Matrix(inverse_of(matrix.mean(0)), rate), tangent=tree.apply(_mean, tangent))
+    return Step(Matrix(inverse_of(matrix.mean(0)), rate), lag=MEASURED_LAG, tangent=tree.apply(_mean, tangent))
 
 
 def _mean(stack: Tensor) -> Tensor:

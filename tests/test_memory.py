@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.memory import peak_bytes
 from jiio import Anderson, Delayed, Picard, Problem, Step, solve
 
 BATCH, N = 8, 5000
@@ -32,20 +30,6 @@ def large_problem() -> Problem:
         return (z - y).square().sum(1)
 
     return Problem(f, cost, context=(target,))
-
-
-def peak_bytes(call: Callable[[], object]) -> int:
-    """Most bytes of tensors, on the CPU, that `call` had allocated at once beyond what was there before it."""
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        call()
-    assert record.profiler is not None and record.profiler.kineto_results is not None
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
 
 def states_held(problem: Problem, **options: Any) -> float:
