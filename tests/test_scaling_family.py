@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.synthetic import Cell, Family, make
-from jiio import DEQ, gauss_newton, newton_step, solve
+from jiio import DEQ, Step, gauss_newton, newton_step, solve
 
 SMALL = Family(latent=8, state=128, batch=3)
 
@@ -40,11 +40,11 @@ def test_with_the_model_s_tangent_a_hard_problem_takes_as_many_steps_as_an_easy_
         problem, start = make(family)
         step = newton_step(problem, start)
         if not tangent:
-            step = replace(step, tangent=None)
+            step = Step(step.x)  # the matrix alone, with the defaults that suit it
         solution = solve(problem, start, step=step, on_failure="ignore")
         assert bool(solution.converged.all()) or not tangent
         return float(solution.steps.double().mean())
 
     easy = Family(latent=16, batch=4, contraction=0.5)
     assert steps(replace(easy, **hard), tangent=True) < 3 * steps(easy, tangent=True)
-    assert steps(replace(easy, **hard), tangent=True) < 0.6 * steps(replace(easy, **hard), tangent=False)
+    assert steps(replace(easy, **hard), tangent=True) < 0.7 * steps(replace(easy, **hard), tangent=False)
