@@ -113,7 +113,7 @@ def methods(problem: Problem, start: State) -> dict[str, dict[str, Method]]:
     step, matrix = model_step(problem, start)
     return {
         "joint, model's step": {"default": Joint(step)},
-        "joint, model's matrix": {"default": Joint(replace(step, tangent=None))},
+        "joint, model's matrix": {"default": Joint(Step(matrix))},
         "joint, automatic": {"default": Joint(None)},
         "nested warm L-BFGS": {"default": Nested(LBFGS(initial=replace(matrix, rate=1.0)), True, 3e-2)},
         "nested cold Adam": {f"rate {r}": Nested(Adam(r), False) for r in ADAM_RATES},

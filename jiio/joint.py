@@ -25,9 +25,6 @@ COMPARABLE = 1e-4
 # The Lagrangian differs from the cost at the equilibrium by the product of the errors of z and mu, which are their residuals
 # over 1 - contraction; without this margin every fourth adaptation of a perfect fit was handed back unconverged.
 DOUBT = 3.0
-# The share of an input's rate at which it moves where its direction can't be corrected for the delay of z and mu. Of 1/2,
-# 1/3, 1/5 the middle one took the fewest steps on digits, MNIST and CIFAR-10.
-UNCORRECTED = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -86,13 +83,11 @@ class JointMap:
         mu <- mu + r_mu (J_z^T mu + dcost/dz - mu)
         x  <- project(x - rate P (J_x^T mu + dcost/dx))
 
-    where a corrected step adds to P g the way that x has gone since mu saw it (`InputMemory.unseen`), and one that knows the
-    tangent dz*/dx adds its product with the move of x to z (`Step.carry`).
+    where a step that knows the tangent dz*/dx adds its product with the move of x to z (`Step.carry`).
 
     mu_floor: |dcost/dz| at the start, (batch,), below which |mu| does not shrink the relative adjoint residual.
     memory: of the input steps, the one thing that changes in the course of a solve.
-    cut_steps: how long steps are corrected, and overshooting is answered by shorter ones; a solver that mixes iterates needs
-    a map that stays.
+    cut_steps: how long overshooting is answered by shorter steps; a solver that mixes iterates needs a map that stays.
     """
 
     problem: Problem
@@ -112,7 +107,7 @@ class JointMap:
     def advance(self, s: State, k: int) -> State:
         """The step; x waits as long as it did at the last measurement."""
         now = self._gradients(s)
-        rate, change = self._change(s, now, self._direction(s, now, k), k)
+        rate, change = self._change(s, now, k)
         return self._next(s, now, rate, change, k)
 
     def evaluate(self, s: State, k: int) -> Evaluation:
@@ -125,12 +120,8 @@ class JointMap:
         # measured for a trace or not, a solve takes the same steps
         if self.memory.lag is None or k % CHECK_EVERY == 0:
             self.memory.lag = torch.maximum(r_z, r_mu)
-        direction = self._direction(s, now, k)
-        rate, change = self._change(s, now, direction, k)
-        # of the step as it would be if z and mu stayed; what corrects it for their delay is no part of the residual
-        corrected = self.step.corrected and k < self.cut_steps
-        still = self._moved(s, rate, direction) if corrected else change
-        distance = torch.linalg.vector_norm(still.flatten(1), dim=1)
+        rate, change = self._change(s, now, k)
+        distance = torch.linalg.vector_norm(change.flatten(1), dim=1)
         r_x = distance / (rate * self.problem.constraint.scale).clamp_min(torch.finfo(distance.dtype).tiny)
         # the Lagrangian is the cost at the equilibrium to second order in how far z is off, the cost only to first: compared
         # by cost, every fourth attack ended at an earlier image, unconverged, that a lagging z had flattered
@@ -145,38 +136,24 @@ class JointMap:
         self.work.add(f=len(s.x), vjp=len(s.x), cost_grad=len(s.x))
         return self.problem.gradients(s)
 
-    def _direction(self, s: State, now: Gradients, k: int) -> Tensor:
-        """P g, with P as it is at this step."""
+    def _change(self, s: State, now: Gradients, k: int) -> tuple[Tensor, Tensor]:
+        """Each sample's input rate, and x less where the step at that rate ends."""
         self.memory.rule = self.memory.rule.refresh(s.z, s.x, k)
-        return self.memory.rule.direction(now.x)
-
-    def _change(self, s: State, now: Gradients, direction: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Each sample's input rate, and x less where the step at that rate ends, along P g or what that is corrected to."""
+        direction = self.memory.rule.direction(now.x)
         if self.step.lookahead:
             direction = self.memory.ahead(direction, self.step.ahead(k))
         assert self.memory.lag is not None, "the first step of a solve is measured"
         rate = self.step.rate(k, self.memory.lag)
-        if self.step.corrected:
-            if k < self.cut_steps:
-                self.memory.measure_delay(s.mu, now.z, (self.step.z, self.step.mu))
-                direction = direction + self.memory.unseen(s.x)
-            else:
-                rate = UNCORRECTED * rate  # mixed iterates have no history of inputs
         if k < self.cut_steps and self.step.cut is not None:
             rate = rate * self.memory.factor
-        return rate, self._moved(s, rate, direction)
-
-    def _moved(self, s: State, rate: Tensor, direction: Tensor) -> Tensor:
-        """x less where a step ends."""
-        return self.problem.constraint.moved(s.x, wide(rate, s.x) * direction)
+        return rate, self.problem.constraint.moved(s.x, wide(rate, s.x) * direction)
 
     def _next(self, s: State, now: Gradients, rate: Tensor, change: Tensor, k: int) -> State:
         """The step, shortened where it turned against the last ones."""
         cut = self.step.cut
         if k < self.cut_steps and cut is not None:
             # on an active constraint the gradient keeps a normal part that hides how its tangential part turns
-            # a corrected step knows better than the gradient, which lags, whether it has gone too far
-            probe = now.x if self.symmetric and not self.step.corrected else change
+            probe = now.x if self.symmetric else change
             share = self.memory.look(probe, change / wide(rate, change), cut)
             change = wide(share, change) * change  # part of the way to a feasible point is feasible
         z = self.step.carry(_damped(s.z, now.f, self.step.z), -change)
@@ -218,7 +195,7 @@ class JointMap:
 
     def measure(self, s: State) -> Evaluation:
         """An evaluation without a say in the solve's own memory."""
-        return replace(self, memory=self.memory.copy()).evaluate(s, 0)
+        return replace(self, memory=replace(self.memory)).evaluate(s, 0)
 
     def select(self, rows: Tensor) -> JointMap:
         """The map of the samples `rows`."""

@@ -224,11 +224,6 @@ class Step:
     lookahead: the direction is extrapolated by this many of its last changes, which makes up for the lag of z and mu where
     a constraint holds x (attacks: 1 saves a third of the steps); without one it turns into oscillation near the minimum,
     so there let a schedule take it away.
-    corrected: for a rule whose P is nearly the inverse Hessian. P g is then the step to the minimum as mu saw the problem, some
-    inputs ago. Which inputs those are is known when the contraction of z and mu is, and the first step measures each
-    sample's for nothing; so the way x has gone since is added: P g + (x - seen), as a Smith predictor does (Smith 1957).
-    Rates of 0.6 to 0.8 then take the place of 0.2 (docs/results.md). Not for contractions near 1, nor
-    beside a solver's own damping, which it does not know of; where iterates are mixed, steps are a third as long instead.
     tangent: dz*/dx, a tree of the form of z, each leaf (batch or 1, numbers in x, ...): where x moves by dx, z moves on by
     dz*/dx dx at once, in place of following in the course of 1 / (1 - contraction) steps. A mean over some samples of a model
     will do, and `jiio.newton_step` measures one: contractions near 1, many latents and bad conditions then take about as
@@ -242,14 +237,9 @@ class Step:
     lag: float | Schedule | None = Falling()
     cut: float | None = 0.7
     lookahead: float | Schedule = 0.0
-    corrected: bool = False
     tangent: Tree | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.corrected and self.tangent is not None:
-            raise ValueError(
-                "a step is corrected for the delay of z or knows its tangent, which leaves none: give one of them"
-            )
         for name in ("z", "mu"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"the damping of {name} must lie in (0, 1], got {getattr(self, name)}")

@@ -66,7 +66,7 @@ def solve(
     # J^T mu + dcost/dz at mu = 0, had for nothing; one step further than 0
     unset = (tree.norm(start.mu) == 0) & tree.finite(slope)
     start, floor = start._replace(mu=tree.where(unset, slope, start.mu)), floor_of(slope)
-    memory = InputMemory.fresh(step.rule, start.x, slope=slope if step.corrected and solver.plain_steps else None)
+    memory = InputMemory.fresh(step.rule, start.x)
     F = JointMap(problem, step, floor, work, tolerances[0], memory, cut_steps=solver.plain_steps)
     given_away = [start]
     del slope, start  # of no more use after the first step, when `iterate` lets go of its start

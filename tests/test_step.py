@@ -16,7 +16,6 @@ from jiio import (
     Matrix,
     Normalized,
     Picard,
-    Problem,
     Scalar,
     State,
     Step,
@@ -26,7 +25,6 @@ from jiio import (
     newton_step,
     solve,
 )
-from jiio.input_memory import InputMemory
 from tests.problems import D, N, SmoothCell, linear_quadratic, smooth_problem, zeros
 
 
@@ -80,81 +78,6 @@ def test_a_preconditioner_that_does_not_commute_with_the_constraint_is_refused()
     solve(box, zeros(box), step=Step(Diagonal(torch.full((1, D), 0.1, dtype=torch.float64), rate=1.0)), max_steps=1000)
 
 
-def delayed(rho: float = 0.5) -> Problem:
-    """z* = x, reached with contraction `rho`; minimise 1/2 |z - y|^2, whose Hessian in x is 1."""
-    target = torch.linspace(-1, 1, 8, dtype=torch.float64).view(4, 2)
-    return Problem(
-        lambda z, x, y: rho * z + (1 - rho) * x, lambda z, x, y: 0.5 * (z - y).square().sum(1), context=(target,)
-    )
-
-
-def test_a_known_delay_makes_full_newton_steps_possible() -> None:
-    problem = delayed()
-    start = problem.start(torch.zeros(4, 2, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64))
-
-    def error(step: Step, steps: int) -> float:
-        found = solve(problem, start, step=step, max_steps=steps, tol=1e-9, on_failure="ignore")
-        return float((found.value.x - problem.context[0]).abs().max())
-
-    corrected = Step(1.0, lag=None, cut=None, corrected=True)
-    assert error(corrected, 30) < 1e-6
-    assert error(replace(corrected, corrected=False), 30) > 0.1
-    assert error(replace(corrected, corrected=False, x=0.2), 30) > 1e-3
-
-
-def test_the_measured_delay_is_the_contraction_of_each_sample() -> None:
-    memory = InputMemory.fresh(Scalar(1.0), torch.zeros(3, 2), slope=torch.ones(3, 2))
-    contraction = torch.tensor([0.2, 0.5, 1.5])
-    memory.measure_delay(torch.full((3, 2), 2.0), 2.0 * contraction[:, None] + torch.ones(3, 2), (1.0, 0.5))
-    assert memory.sees is not None
-    assert torch.allclose(memory.sees[0], torch.tensor([0.8, 0.5, 0.1]))
-    assert torch.allclose(memory.sees[1], torch.tensor([0.4, 0.25, 0.05]))
-
-
-def test_damped_rows_are_part_of_the_delay() -> None:
-    problem = delayed()
-    start = problem.start(torch.zeros(4, 2, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64))
-    step = Step(1.0, z=0.8, mu=0.6, lag=None, cut=None, corrected=True)
-    solution = solve(problem, start, step=step, max_steps=60, tol=1e-6)
-    assert bool(solution.converged.all())
-
-
-def test_samples_with_a_delay_do_not_depend_on_their_batch() -> None:
-    problem = smooth_problem(SmoothCell())
-    start = zeros(problem)
-    step = Step(0.3, lag=None, corrected=True)
-    together = solve(problem, start, step=step, tol=1e-6, on_failure="ignore").value.x
-    rows = torch.tensor([1])
-    alone = solve(
-        problem.select(rows), State(*(part[rows] for part in start)), step=step, tol=1e-6, on_failure="ignore"
-    )
-    assert float((alone.value.x[0] - together[1]).abs().max()) < 1e-10
-
-
-def test_a_corrected_solve_takes_the_same_steps_with_and_without_a_trace() -> None:
-    problem = smooth_problem(SmoothCell())
-    step = Step(0.3, corrected=True)
-    found = [solve(problem, zeros(problem), step=step, trace=trace, on_failure="ignore") for trace in (False, True)]
-    assert torch.equal(found[0].value.x, found[1].value.x)
-    assert found[0].work == found[1].work
-
-
-def test_where_iterates_are_mixed_from_the_start_no_step_is_corrected() -> None:
-    problem = smooth_problem(SmoothCell())
-    a, b = (
-        solve(problem, zeros(problem), step=step, solver=Anderson(4), max_steps=20, on_failure="ignore").value.x
-        for step in (Step(0.3, corrected=True), Step(0.1))
-    )
-    assert torch.allclose(a, b)
-
-
-def test_a_start_at_an_equilibrium_of_zero_has_not_diverged() -> None:
-    problem = delayed()
-    start = problem.start(torch.zeros(4, 2, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64))
-    found = solve(problem, start, step=Step(0.2), solver=Picard(0.5), max_steps=300, on_failure="ignore")
-    assert bool(found.converged.all()), found.report()
-
-
 @pytest.mark.parametrize("solver", [Picard(), Anderson(3)], ids=["picard", "anderson"])
 def test_a_tangent_leaves_the_minimum_where_it_is(solver) -> None:
     """A wrong one too: at a fixed point nothing moves."""
@@ -194,5 +117,3 @@ def test_a_tangent_that_does_not_fit_is_refused() -> None:
     for tangent in (torch.zeros(1, D, N + 1, dtype=double), torch.zeros(2, D, N, dtype=double), torch.zeros(1, D, N)):
         with pytest.raises(ValueError, match="tangent of a leaf"):
             solve(problem, zeros(problem), step=Step(0.1, tangent=tangent))
-    with pytest.raises(ValueError, match="one of them"):
-        Step(0.1, corrected=True, tangent=torch.zeros(1, D, N))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -83,7 +82,7 @@ def contenders(batch: Batch, *, default: Joint, initial: Rule, published: Joint)
     found: dict[str, Settings] = {
         "joint": {"default": default},
         "joint, Picard": {f"rate {r}": Joint(step(r)) for r in RATES},
-        "joint, Anderson": {f"rate {r}": Joint(replace(step(r), corrected=False), Anderson(6)) for r in RATES},
+        "joint, Anderson": {f"rate {r}": Joint(step(r), Anderson(6)) for r in RATES},
         "joint, published settings": {"the paper's": published},
         "nested cold Adam": nested_adam(warm=False),
         "nested warm Adam": nested_adam(warm=True),

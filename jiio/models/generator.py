@@ -58,7 +58,8 @@ class Generator(nn.Module):
     stretched sigmoid: cheaper than f. Bind once per solve: `f = model.cell()`, `readout = model.decoder()`.
 
     Buffers that training keeps up to date, for the latent problems of `jiio.tasks.generation`: `tangent` (pixels,
-    latent), the average derivative of the image before its sigmoid, and `spread`, its scatter; `density_...`, a mixture
+    latent), the average derivative of the image before its sigmoid, and `spread`, its scatter; `response` (latent, numbers in
+    z), the average dz*/dx in half precision, a row of each latent in the order of storage; `density_...`, a mixture
     of Gaussians fitted to the latents of the training images; `residual_variance`, of a pixel about its reconstruction;
     `encoder`, a linear map from `features` of an image to a first guess of its latent (0 before training).
 
@@ -70,6 +71,7 @@ class Generator(nn.Module):
 
     tangent: Tensor
     spread: Tensor
+    response: Tensor
     encoder: Tensor
     density_weight: Tensor
     density_mean: Tensor
@@ -88,6 +90,8 @@ class Generator(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.image_shape))
         self.register_buffer("tangent", torch.zeros(math.prod(config.image_shape), config.latent))
         self.register_buffer("spread", torch.zeros(config.latent, config.latent))
+        numbers = sum(math.prod(shape) for shape in config.shapes)
+        self.register_buffer("response", torch.zeros(config.latent, numbers, dtype=torch.bfloat16))
         self.register_buffer("encoder", torch.zeros(config.image_shape[0] * self.thumbnail**2 + 1, config.latent))
         weight = torch.zeros(config.components)
         weight[0] = 1.0
@@ -104,6 +108,18 @@ class Generator(nn.Module):
     def start(self, x: Tensor) -> Maps:
         """z = 0 for the latents x."""
         return tuple(x.new_zeros(len(x), h, w, c).permute(0, 3, 1, 2) for c, h, w in self.config.shapes)
+
+    def tangent_of_z(self) -> Maps:
+        """The average dz*/dx, each map (1, latent, channels, height, width), from `response`; 0 before it was measured."""
+        sizes = [math.prod(shape) for shape in self.config.shapes]
+        rows = self.response.to(self.bias.dtype)[None].split(sizes, dim=2)
+        maps = zip(rows, self.config.shapes, strict=True)
+        return tuple(part.view(1, -1, h, w, c).permute(0, 1, 4, 2, 3) for part, (c, h, w) in maps)
+
+    def keep_tangent_of_z(self, maps: Maps) -> None:
+        """Set `response` by dz*/dx, each map (latent, channels, height, width)."""
+        with torch.no_grad():
+            self.response.copy_(torch.cat([part.permute(0, 2, 3, 1).flatten(1) for part in maps], dim=1))
 
     def decoder(self) -> Callable[[Maps], Tensor]:
         """The readout z -> image with weights bound once, with graph where gradients are enabled."""

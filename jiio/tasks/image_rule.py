@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -138,9 +138,27 @@ class TangentStatistics(NamedTuple):
         return (vectors * values.clamp_min(0)) @ vectors.T
 
 
-def tangent_statistics(model: LatentModel, latent: Tensor) -> TangentStatistics:
-    """The statistics of `ImageRule` at some latents."""
-    return TangentStatistics.of(*tangents(model, latent))
+class _Pushed(NamedTuple):
+    """Some latents' equilibria z, and dz*/dx along the directions asked for, a row for every latent and direction."""
+
+    z: Any
+    dz: Any
+
+
+def _pushed(model: LatentModel, latent: Tensor, units: Tensor) -> Iterator[_Pushed]:
+    with torch.no_grad():
+        f = model.cell()
+    problem = Problem(f, lambda z, x: x.square().sum(1))
+    for x in latent.split(TANGENTS_AT_ONCE):
+        z = solve_equilibrium(model, x)
+        # a row for every sample and direction: one pass instead of one for each direction
+        rows = torch.arange(len(x), device=x.device).repeat_interleave(len(units))
+        linearized = Linearization(problem, tree.select(z, rows), x[rows], work=Work())
+        yield _Pushed(z, tuple(linearized.tangent(units.repeat(len(x), 1))))
+
+
+def _all_units(latent: Tensor) -> Tensor:
+    return torch.eye(latent.shape[1], dtype=latent.dtype, device=latent.device)
 
 
 def tangents(model: LatentModel, latent: Tensor, units: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -148,22 +166,16 @@ def tangents(model: LatentModel, latent: Tensor, units: Tensor | None = None) ->
 
     units: directions (k, latent) in place of all unit vectors; t_p is then (n, pixels, k).
     """
+    parts = [_seen(model, pushed) for pushed in _pushed(model, latent, _all_units(latent) if units is None else units)]
+    return torch.cat([part for part, _ in parts]), torch.cat([weight for _, weight in parts])
+
+
+def _seen(model: LatentModel, pushed: _Pushed) -> tuple[Tensor, Tensor]:
+    """t_p and w_p of the latents that were pushed."""
     with torch.no_grad():
-        f, linear = model.cell(), model.linear_decoder()
-    problem = Problem(f, lambda z, x: x.square().sum(1))
-    if units is None:
-        units = torch.eye(latent.shape[1], dtype=latent.dtype, device=latent.device)
-    size, parts, weights = len(units), [], []
-    for x in latent.split(TANGENTS_AT_ONCE):
-        z = solve_equilibrium(model, x)
-        # a row for every sample and direction: one pass instead of one for each direction
-        rows = torch.arange(len(x), device=x.device).repeat_interleave(size)
-        linearized = Linearization(problem, tree.select(z, rows), x[rows], work=Work())
-        dz = linearized.tangent(units.repeat(len(x), 1))
-        with torch.no_grad():
-            parts.append(linear(tuple(dz)).flatten(1).view(len(x), size, -1).mT)
-            weights.append(model.slope(model.readout(z)).flatten(1).square() + DAMPING)
-    return torch.cat(parts), torch.cat(weights)
+        images = model.linear_decoder()(pushed.dz).flatten(1)
+        weight = model.slope(model.readout(pushed.z)).flatten(1).square() + DAMPING
+        return images.view(len(weight), -1, images.shape[1]).mT, weight
 
 
 def keep(model: LatentModel, statistics: TangentStatistics) -> None:
@@ -174,5 +186,12 @@ def keep(model: LatentModel, statistics: TangentStatistics) -> None:
 
 
 def refit_tangent(model: LatentModel, latent: Tensor) -> None:
-    """Set the model's tangent and its spread from up to `TANGENT_IMAGES` latents."""
-    keep(model, tangent_statistics(model, latent[:TANGENT_IMAGES]))
+    """Set the model's tangents, of the image with its spread and of z, from up to `TANGENT_IMAGES` latents."""
+    latent = latent[:TANGENT_IMAGES]
+    found, response = [], None
+    for pushed in _pushed(model, latent, _all_units(latent)):
+        found.append(_seen(model, pushed))
+        total = tree.apply(lambda leaf: leaf.unflatten(0, (-1, latent.shape[1])).sum(0), pushed.dz)
+        response = total if response is None else tree.apply(torch.add, response, total)
+    keep(model, TangentStatistics.of(*(torch.cat(parts) for parts in zip(*found, strict=True))))
+    model.keep_tangent_of_z(tree.apply(lambda leaf: leaf / len(latent), response))

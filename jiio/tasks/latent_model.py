@@ -57,6 +57,14 @@ class LatentModel(Protocol):
         """A first z for the latents x."""
         ...
 
+    def tangent_of_z(self) -> Any:
+        """The average dz*/dx, of the form of z with (1, latent) in place of the batch."""
+        ...
+
+    def keep_tangent_of_z(self, maps: Any) -> None:
+        """Set it by maps with (latent,) in place of the batch."""
+        ...
+
 
 def density(model: LatentModel) -> LatentDensity:
     """The density of the latents of the model's training images."""

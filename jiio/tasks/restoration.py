@@ -10,7 +10,6 @@ blur nearly), so that it goes over into the cost of `jiio.tasks.generation` with
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -103,7 +102,7 @@ def restoration_step(
         model.decoder(), model.slope, model.tangent, model.spread, weight, curvature, rate, measurement=mixed,
         believed=believed,
     )  # fmt: skip
-    return latent_step(rule)
+    return latent_step(model, rule)
 
 
 def pixel_weight(model: LatentModel, measurement: Measurement) -> Tensor:
@@ -229,7 +228,7 @@ class DamagedLoss(nn.Module):
 
     def _step(self, measurement: Measurement) -> Step:
         with torch.no_grad():
-            return replace(restoration_step(self.model, measurement, rate=self.rate), corrected=False)
+            return restoration_step(self.model, measurement, rate=self.rate)
 
     def _equilibrium(self, solution: Solution[State]) -> Any:
         if self.gradient == "exact":

@@ -5,7 +5,7 @@ import torch
 
 from jiio import gauss_newton, solve
 from jiio.tasks.generation import GenerationLoss, reconstruct, reconstruction, reconstruction_step
-from jiio.tasks.image_rule import tangent_statistics
+from jiio.tasks.image_rule import TangentStatistics, tangents
 from jiio.tasks.latent_model import solve_equilibrium, start
 from tests.tasks.bumps import fitted, images
 
@@ -38,9 +38,8 @@ def test_steps_follow_the_curvature_of_each_image() -> None:
 def test_statistics_that_mix_lose_no_curvature() -> None:
     """Where average tangents cancel, the spread takes over what they held."""
     model = fitted(torch.float64)
-    found = tangent_statistics(
-        model, torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    )
+    latents = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = TangentStatistics.of(*tangents(model, latents))
     opposite = found._replace(tangent=-found.tangent)
     mixed = found.mixed(opposite, 0.5)
     assert float(mixed.tangent.abs().max()) < 1e-12
