@@ -108,7 +108,7 @@ class Anderson:
             values[:, slot] = b
             torch.sub(b, a, out=residuals[:, slot])
             flat = tree.stack_rows(residuals)
-            row += torch.bmm(flat[:, slot, None], flat[:, :used].mT)[:, 0]  # times a column it takes four times as long
+            row += tree.times(flat[:, :used], flat[:, slot])
         memory.gram[:, slot, :used] = row
         memory.gram[:, :used, slot] = row
         if used == 1:

@@ -152,6 +152,11 @@ def combine(stack: Tensor, weights: Tensor) -> Tensor:
     return restore(mixed.view(-1, *(one.shape[d] for d in order[1:])), order)
 
 
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """The products of (batch, n, m) and (batch, m); rows in place of columns take a half to a fifth of the time on a CPU."""
+    return torch.bmm(vector[:, None], matrix.mT)[:, 0]
+
+
 def where(mask: Tensor, a: Tree, b: Tree) -> Tree:
     """`a` for the samples where `mask` (batch,) holds, else `b`."""
     return apply(lambda u, v: torch.where(mask.view(-1, *[1] * (u.dim() - 1)), u, v), a, b)

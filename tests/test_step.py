@@ -16,6 +16,7 @@ from jiio import (
     Matrix,
     Normalized,
     Picard,
+    Problem,
     Scalar,
     State,
     Step,
@@ -117,3 +118,26 @@ def test_a_tangent_that_does_not_fit_is_refused() -> None:
     for tangent in (torch.zeros(1, D, N + 1, dtype=double), torch.zeros(2, D, N, dtype=double), torch.zeros(1, D, N)):
         with pytest.raises(ValueError, match="tangent of a leaf"):
             solve(problem, zeros(problem), step=Step(0.1, tangent=tangent))
+
+
+def test_a_solve_with_a_tangent_takes_the_same_steps_with_and_without_a_trace() -> None:
+    problem = smooth_problem(SmoothCell())
+    step = newton_step(problem, zeros(problem))
+    found = [solve(problem, zeros(problem), step=step, trace=trace, on_failure="ignore") for trace in (False, True)]
+    assert torch.equal(found[0].value.x, found[1].value.x)
+    assert found[0].work == found[1].work
+
+
+def delayed(rho: float = 0.5) -> Problem:
+    """z* = x, reached with contraction `rho`; minimise 1/2 |z - y|^2, whose Hessian in x is 1."""
+    target = torch.linspace(-1, 1, 8, dtype=torch.float64).view(4, 2)
+    return Problem(
+        lambda z, x, y: rho * z + (1 - rho) * x, lambda z, x, y: 0.5 * (z - y).square().sum(1), context=(target,)
+    )
+
+
+def test_a_start_at_an_equilibrium_of_zero_has_not_diverged() -> None:
+    problem = delayed()
+    start = problem.start(torch.zeros(4, 2, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64))
+    found = solve(problem, start, step=Step(0.2), solver=Picard(0.5), max_steps=300, on_failure="ignore")
+    assert bool(found.converged.all()), found.report()

@@ -12,7 +12,7 @@ from torch import Tensor
 from jiio import tree
 from jiio.constraint import Constraint
 from jiio.curvature import Linearization
-from jiio.precondition import Matrix, times
+from jiio.precondition import Matrix
 from jiio.problem import Problem
 from jiio.solution import Work
 from jiio.tasks.latent_model import LatentModel, solve_equilibrium
@@ -87,7 +87,7 @@ class ImageRule:
     def direction(self, gradient: Tensor) -> Tensor:
         """P g."""
         assert self.inverse is not None, "the joint map refreshes a rule before it asks for a direction"
-        return times(self.inverse, gradient)
+        return tree.times(self.inverse, gradient)
 
     def check(self, constraint: Constraint) -> None:
         """Commutes with `Free` only."""
