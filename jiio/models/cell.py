@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from jiio.models.activation import Activation
 from jiio.models.injection import Injection, Maps
+from jiio.models.layout import kernel
 from jiio.models.spectral import convolution_norm
 
 Cell = Callable[[Maps, Tensor], Maps]
@@ -77,9 +78,15 @@ class WellPosedCell(nn.Module):
             return tuple(torch.zeros_like(entry) for entry in self.injection.bind()(x))
 
     def operator(self) -> tuple[Tensor, ...]:
-        """The weights of contraction / lipschitz * W: norm at most contraction / lipschitz in any case."""
+        """The weights of contraction / lipschitz * W, of norm at most contraction / lipschitz in any case, as `_mix` takes
+        them: the mean over 2x2 has norm 1/2, copying to 2x2 norm 2, and what makes both 1 is in here."""
         scale = self.contraction / self.activation.lipschitz / self.norm_bound().clamp_min(1e-12)
-        return tuple((scale * weight).contiguous(memory_format=torch.channels_last) for weight in self.weights)
+        weights = [self.weights[0]]
+        for own, weight in zip(self.channels[1:], self.weights[1:], strict=True):
+            share = weight.new_ones(len(weight))
+            share[own:] = 0.5
+            weights.append(weight * share[:, None, None, None] / share[:, None, None])
+        return tuple(kernel(scale * weight) for weight in weights)
 
     def norm_bound(self) -> Tensor:
         """Certified upper bound on the norm of W before it is divided by it; a scalar, with graph."""
@@ -95,12 +102,12 @@ class WellPosedCell(nn.Module):
         return torch.linalg.matrix_norm(torch.stack([torch.stack(row) for row in rows]), ord=2)
 
     def _mix(self, weights: Sequence[Tensor], z: Maps) -> list[Tensor]:
-        """W z. The mean over 2x2 has norm 1/2 and its transpose is the nearest up-sampling over 4: both scaled to 1."""
+        """W z."""
         moved = [F.conv2d(z[0], weights[0], padding=1)]
         for s in range(1, len(z)):
-            pooled = 2 * F.avg_pool2d(z[s - 1], 2)
+            pooled = F.avg_pool2d(z[s - 1], 2)
             both = F.conv2d(torch.cat((z[s], pooled), dim=1), weights[s], padding=1)
             own, up = both.split((self.channels[s], self.channels[s - 1]), dim=1)
-            moved[-1] = moved[-1] + F.interpolate(0.5 * up, scale_factor=2, mode="nearest")
+            moved[-1] = moved[-1] + F.interpolate(up, scale_factor=2, mode="nearest")
             moved.append(own)
         return moved

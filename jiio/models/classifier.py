@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jiio.deq import DEQ
+from jiio.models import layout
 from jiio.models.activation import Activation, Name
 from jiio.models.cell import Cell, WellPosedCell
 from jiio.models.config import ScaledConfig
@@ -68,19 +68,11 @@ class Classifier(nn.Module):
 
     def readout(self) -> Callable[[Maps], Tensor]:
         """z -> logits with weights bound once, with graph where gradients are enabled."""
-        weight, bias = self.head.weight + 0.0, self.head.bias + 0.0
-        sides = self.config.shapes[-1][1:]
-
-        def logits(z: Maps) -> Tensor:
-            # sums over squares of side n, divided by n: of norm 1
-            pooled = [F.avg_pool2d(part, n) * n if (n := part.shape[2] // sides[0]) > 1 else part for part in z]
-            return F.linear(torch.cat(pooled, dim=1).flatten(1), weight, bias)
-
-        return logits
+        return layout.pooled(self.head, self.config.shapes)
 
     def start(self, x: Tensor) -> Maps:
         """z = 0 for the images x."""
-        return tuple(x.new_zeros(len(x), *shape) for shape in self.config.shapes)
+        return layout.zeros(x, self.config.shapes)
 
     def solve(self, x: Tensor, z0: Maps | None = None, *, tol: float | None = None) -> Solution[Maps]:
         """z*(x) with its status, from 0 or a guess."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jiio.models import layout
 from jiio.models.activation import Activation, Name
 from jiio.models.cell import WellPosedCell
 from jiio.models.config import ScaledConfig
@@ -84,7 +85,8 @@ class ContextClassifier(nn.Module):
 
     def inject(self, images: Tensor) -> Maps:
         """What of the images enters the cell, with graph where gradients are enabled."""
-        return self.injection.bind()(F.pad(images, (self.config.margin,) * 4))
+        maps = self.injection.bind()(F.pad(images, (self.config.margin,) * 4))
+        return tuple(part.contiguous(memory_format=torch.channels_last) for part in maps)
 
     def cell(self) -> Callable[[Maps, Tensor, Maps], Maps]:
         """f(z, v, e) with weights bound once: v (images, film), e from `inject`."""
@@ -93,14 +95,7 @@ class ContextClassifier(nn.Module):
 
     def features(self) -> Callable[[Maps], Tensor]:
         """z -> features (images, features) with weights bound once."""
-        weight, bias = self.head.weight + 0.0, self.head.bias + 0.0
-        sides = self.config.shapes[-1][1:]
-
-        def read(z: Maps) -> Tensor:
-            pooled = [F.avg_pool2d(part, n) * n if (n := part.shape[2] // sides[0]) > 1 else part for part in z]
-            return F.linear(torch.cat(pooled, dim=1).flatten(1), weight, bias)
-
-        return read
+        return layout.pooled(self.head, self.config.shapes)
 
     def logits(self) -> Callable[[Tensor, Tensor], Tensor]:
         """(features (tasks, images, p), centres of classes (tasks, ways, p)) -> logits (tasks, images, ways)."""
@@ -114,7 +109,7 @@ class ContextClassifier(nn.Module):
 
     def start(self, images: Tensor) -> Maps:
         """z = 0 for images."""
-        return tuple(images.new_zeros(len(images), *shape) for shape in self.config.shapes)
+        return layout.zeros(images, self.config.shapes)
 
 
 def context_classifier(config: ContextConfig) -> ContextClassifier:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jiio.models import layout
 from jiio.models.activation import Activation, Name
 from jiio.models.cell import Cell, WellPosedCell
 from jiio.models.config import ScaledConfig
@@ -107,7 +108,7 @@ class Generator(nn.Module):
 
     def start(self, x: Tensor) -> Maps:
         """z = 0 for the latents x."""
-        return tuple(x.new_zeros(len(x), h, w, c).permute(0, 3, 1, 2) for c, h, w in self.config.shapes)
+        return layout.zeros(x, self.config.shapes)
 
     def tangent_of_z(self) -> Maps:
         """The average dz*/dx, each map (1, latent, channels, height, width), from `response`; 0 before it was measured."""

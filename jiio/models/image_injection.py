@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jiio.models.activation import Activation
 from jiio.models.injection import Maps, Shape
+from jiio.models.layout import kernel
 from jiio.models.spectral import convolution_norm
 
 
@@ -58,8 +59,11 @@ class ImageInjection(nn.Module):
     def bind(self) -> Callable[[Tensor], Maps]:
         """u with its weights normalised once, with graph where gradients are enabled."""
         gains = self.limit * torch.sigmoid(self.openness)
-        stem, *heads = (_of_norm(weight, gain) for weight, gain in zip((self.stem, *self.heads), gains, strict=True))
-        stem = stem / self.activation.lipschitz
+        stem = _of_norm(self.stem, gains[0] / self.activation.lipschitz)
+        # the mean over 2x2 has norm 1/2
+        heads = [
+            _of_norm(weight, 2**s * gain) for s, (weight, gain) in enumerate(zip(self.heads, gains[1:], strict=True))
+        ]
         stem_bias, biases = self.stem_bias.clone(), [bias.clone() for bias in self.biases]
 
         def u(x: Tensor) -> Maps:
@@ -67,7 +71,7 @@ class ImageInjection(nn.Module):
             h = self.activation(F.conv2d(patches, stem, stem_bias, padding=1))
             maps = [F.conv2d(h, heads[0], biases[0], padding=1)]
             for weight, bias in zip(heads[1:], biases[1:], strict=True):
-                h = 2 * F.avg_pool2d(h, 2)  # of norm 1
+                h = F.avg_pool2d(h, 2)
                 maps.append(F.conv2d(h, weight, bias, padding=1))
             return tuple(maps)
 
@@ -75,5 +79,4 @@ class ImageInjection(nn.Module):
 
 
 def _of_norm(weight: Tensor, gain: Tensor) -> Tensor:
-    scaled = weight * (gain / convolution_norm(weight).clamp_min(1e-12))
-    return scaled.contiguous(memory_format=torch.channels_last)
+    return kernel(weight * (gain / convolution_norm(weight).clamp_min(1e-12)))

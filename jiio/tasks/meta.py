@@ -101,23 +101,27 @@ def adaptation(model: ContextModel, support: Tensor, labels: Tensor, ways: int, 
     tasks, count = labels.shape
     injected = _by_task(model.inject(support.flatten(0, 1)), tasks)
 
-    def cell(z: Any, x: Tensor, e: Any, label: Tensor) -> Any:
+    def cell(z: Any, x: Tensor, e: Any, label: Tensor, share: Tensor) -> Any:
         return _by_task(f(_flat(z), _film(model, x, count), _flat(e)), len(x))
 
-    def cost(z: Any, x: Tensor, e: Any, label: Tensor) -> Tensor:
+    def cost(z: Any, x: Tensor, e: Any, label: Tensor, share: Tensor) -> Tensor:
         found = read(_flat(z)).unflatten(0, (len(x), count))
-        logits = compare(found, centers(model, found, label, x, ways))
+        logits = compare(found, centers(model, share @ found, x))
         loss = F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="none")
         return loss.view(len(x), count).mean(1) + 0.5 * prior * x.square().sum(1)
 
-    return Problem(cell, cost, context=(injected, labels))
+    return Problem(cell, cost, context=(injected, labels, shares(labels, ways).to(support)))
 
 
-def centers(model: ContextModel, found: Tensor, labels: Tensor, x: Tensor, ways: int) -> Tensor:
+def shares(labels: Tensor, ways: int) -> Tensor:
+    """The matrix (tasks, ways, images) that takes each class's mean over its examples."""
+    member = F.one_hot(labels, ways).mT
+    return member / member.sum(2, keepdim=True)
+
+
+def centers(model: ContextModel, means: Tensor, x: Tensor) -> Tensor:
     """Where each class sits: the mean feature of its examples plus its entries of x, (tasks, ways, features)."""
-    member = F.one_hot(labels, ways).to(found)
-    means = member.mT @ found / member.sum(1)[:, :, None]
-    return means + x[:, model.config.film :].unflatten(1, (ways, model.config.features))
+    return means + x[:, model.config.film :].view_as(means)
 
 
 def _film(model: ContextModel, x: Tensor, count: int) -> Tensor:
@@ -185,7 +189,7 @@ class Query(nn.Module):
         z = deq(_film(model, state.x, count), model.start(images), model.inject(images))
         found = read(z).unflatten(0, (tasks, count))
         seen = read(_flat(state.z)).unflatten(0, support_labels.shape)
-        return model.logits()(found, centers(model, seen, support_labels, state.x, ways))
+        return model.logits()(found, centers(model, shares(support_labels, ways).to(seen) @ seen, state.x))
 
 
 class MetaLoss(nn.Module):
