@@ -102,7 +102,8 @@ class Intersection(Constraint):
         if len(balls) == 1 and not any(isinstance(part, Simplex) for part in self.constraints):
             lower, upper = _bounds(self.constraints, x)
             center = like(balls[0].center, x)
-            boxed = (lower, upper) if bool(((lower <= center) & (center <= upper)).all()) else None
+            if bool(((lower <= center) & (center <= upper)).all()):
+                boxed = (lower - center).expand_as(x).flatten(1), (upper - center).expand_as(x).flatten(1)
         for ball in balls:
             project = _inside_ball(ball, project, x, box=boxed)
         return project
@@ -165,7 +166,7 @@ def _inside_ball(ball: L2Ball, project: Projection, x: Tensor, *, box: tuple[Ten
 
     It is p(s) = project(c + s (x - c)) where s = 1 / (1 + multiplier) in (0, 1] brings |p(s) - c|, which grows with s, to
     the radius; two Newton steps give s its first and second derivative (implicit function theorem).
-    box: the bounds, where `project` clips to a box that holds the ball's centre.
+    box: the bounds less the centre, flat, where `project` clips to a box that holds the ball's centre.
     """
     require_shape("center", ball.center, x)
     center, radius = like(ball.center, x), radius_of(ball.radius, x)
@@ -186,7 +187,7 @@ def _inside_ball(ball: L2Ball, project: Projection, x: Tensor, *, box: tuple[Ten
             if box is None:
                 s = _bisect(lambda middle: excess(middle) > 0, torch.zeros_like(one), one)
             else:
-                s = _root_in_box(offset, center, *box, radius)
+                s = _root_in_box(offset, *box, radius)
         attached = torch.is_grad_enabled() and any(t.requires_grad for t in (inside, center, radius))
         for _ in range(2 if attached else 0):
             s = s - _newton(excess, s, outside, floor=torch.finfo(v.dtype).eps * radius.square())
@@ -195,26 +196,28 @@ def _inside_ball(ball: L2Ball, project: Projection, x: Tensor, *, box: tuple[Ten
     return nearest
 
 
-def _root_in_box(offset: Tensor, center: Tensor, lower: Tensor, upper: Tensor, radius: Tensor) -> Tensor:
-    """s with |clip(c + s offset) - c| = radius, for a centre c in the box.
+def _root_in_box(offset: Tensor, lower: Tensor, upper: Tensor, radius: Tensor) -> Tensor:
+    """s with |clip(s offset, lower, upper)| = radius, for bounds lower <= 0 <= upper.
 
     The square of that length is a concave, piecewise linear function of s^2, so Newton's method climbs to the root from 0
     in a few steps (1 to 4 for images), exactly, and never beyond it: until no more entries reach their bounds. At most 1,
-    which a point inside the ball would exceed.
+    which a point inside the ball would exceed. (Selecting entries by a mask took four times as long as clipping does.)
     """
-    room = torch.where(offset > 0, upper - center, center - lower).flatten(1).square()
-    size, square = offset.flatten(1).square(), radius.square()
+    offset, square = offset.flatten(1), radius.square()
+    size = offset.square()
     tiny = torch.finfo(size.dtype).tiny
-    t = square / size.sum(1).clamp_min(tiny)
+    t = (square / size.sum(1).clamp_min(tiny)).clamp_max(1.0)
     free = torch.ones_like(size, dtype=torch.bool)
     for _ in range(DUAL_STEPS):
-        before, free = free, t[:, None] * size < room
+        reach = t.sqrt()[:, None] * offset
+        clipped = torch.maximum(torch.minimum(reach, upper), lower)
+        before, free = free, clipped == reach
         if torch.equal(free, before):
             break
-        slope = torch.where(free, size, 0.0).sum(1)
-        rest = square - torch.where(free, 0.0, room).sum(1)
-        t = torch.maximum(rest / slope.clamp_min(tiny), t)
-    return t.clamp_max(1.0).sqrt()
+        slope = (size * free).sum(1).clamp_min(tiny)
+        rest = square - clipped.square().sum(1)
+        t = torch.maximum(t + rest / slope, t).clamp_max(1.0)
+    return t.sqrt()
 
 
 def _newton(excess: Projection, s: Tensor, where: Tensor, *, floor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -76,9 +76,11 @@ class JointAttack:
     solve_tol: float = 1e-2
     tol: float = 3e-2
     restarts: int = 1
-    mirror: float = 1.0
+    mirror: float = 1.25
     loss: Loss = "cross_entropy"
     seed: int = 0
+
+    warm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self)
@@ -213,17 +215,24 @@ def attack(
     """
     with torch.no_grad():
         problem = attack_problem(model, images, labels, threat, loss=method.loss, target=target)
-        readout, work, z = model.readout(), Work(), model.start(images)
+        readout, work, first = model.readout(), Work(), model.start(images)
 
-        def candidate(problem: Problem, state: State) -> _Candidate:
-            return _candidate(problem, readout, state, targeted=target is not None)
+        def candidate(problem: Problem, z: Any, x: Tensor, work: Work) -> tuple[_Candidate, Any]:
+            x = problem.constraint.project(x)
+            solved = equilibrium(problem, z, x, work=work, tol=RESOLVE_TOL, max_steps=200)
+            logits, cost = readout(solved.value), problem.cost(solved.value, x, *problem.context)
+            prediction = logits.argmax(1)
+            robust = (prediction == problem.context[0]) == (target is None)
+            return _Candidate(x, -cost, prediction, robust, solved.converged), solved.value
 
         def attacked(problem: Problem, z: Any, x: Tensor) -> _Candidate:
-            solution = method.run(problem, State(z, tree.apply(torch.zeros_like, z), x), threat)
+            solution = method.run(problem, problem.start(x, z), threat)
             work.add(f=solution.work.f, vjp=solution.work.vjp, cost_grad=solution.work.cost_grad)
-            return candidate(problem, solution.value)
+            return candidate(problem, solution.value.z, solution.value.x, Work())[0]
 
-        best = _stronger(candidate(problem, State(z, z, images)), attacked(problem, z, images))
+        best, z = candidate(problem, first, images, work if method.warm else Work())
+        z = z if method.warm else first
+        best = _stronger(best, attacked(problem, z, images))
         moved = (best.images != images).flatten(1).any(1)
         rows = (moved & (best.loss > method.mirror)).nonzero()[:, 0]
         if len(rows):
@@ -241,15 +250,6 @@ class _Candidate(NamedTuple):
     prediction: Tensor
     robust: Tensor
     resolved: Tensor
-
-
-def _candidate(problem: Problem, readout: Callable[[Any], Tensor], state: State, *, targeted: bool) -> _Candidate:
-    """An input, its equilibrium solved again."""
-    x = problem.constraint.project(state.x)
-    solved = equilibrium(problem, state.z, x, work=Work(), tol=RESOLVE_TOL, max_steps=200)
-    prediction = readout(solved.value).argmax(1)
-    robust = (prediction == problem.context[0]) != targeted
-    return _Candidate(x, -problem.cost(solved.value, x, *problem.context), prediction, robust, solved.converged)
 
 
 def _stronger(old: _Candidate, new: _Candidate) -> _Candidate:
