@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from jiio.problem import Problem, State
 from jiio.solution import Work
 
 RESOLVE_TOL = 1e-5
+Timed = dict[int, tuple[float, Work]]  # by number of steps
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def trace(
     points: list[tuple[int, float]] = []
     z = start.z
 
-    def watch(k: int, x: Tensor) -> None:
+    def watch(k: int, x: Tensor, work: Work | None) -> None:
         nonlocal z
         if k % every == 0 or k < 20:
             z, cost = resolve(problem, z, x)
@@ -111,42 +112,51 @@ def compare(
     budgets: dict[str, int],
     repeats: int = 5,
 ) -> tuple[list[Row], Prices]:
-    """Every method to every target: steps from one trace each, then medians of `repeats` interleaved timed runs."""
+    """Every method to every target: steps from one trace each, then medians of `repeats` interleaved timings."""
     prices = measure_prices(problem, start)
     least = min(targets.values())
     traces = {name: trace(run, problem, start, steps=budgets[name], until=least) for name, run in methods.items()}
     needed = {name: [steps_to(points, target) for target in targets.values()] for name, points in traces.items()}
-    cases = {(name, i): k for name in methods for i, k in enumerate(needed[name]) if k is not None}
-    seconds: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
-    work: dict[tuple[str, int], Work] = {}
+    reached = {name: {k for k in steps if k is not None} for name, steps in needed.items()}
+    runs: dict[str, list[Timed]] = {name: [] for name in methods}
     for _ in range(repeats):
-        for (name, i), steps in cases.items():
-            began = clock()
-            work[name, i] = methods[name].run(problem, start, steps, None)
-            seconds[name, i].append(clock() - began)
-    rows = []
-    for name in methods:
-        for i, target in enumerate(targets.values()):
-            if (name, i) not in work:
-                rows.append(Row(name, target, *[None] * 8, repeats=0))
-                continue
-            spent, batch = work[name, i], len(start.x)
-            rows.append(
-                Row(
-                    name,
-                    target,
-                    needed[name][i],
-                    statistics.median(seconds[name, i]),
-                    min(seconds[name, i]),
-                    max(seconds[name, i]),
-                    spent.f / batch,
-                    spent.vjp / batch,
-                    spent.cost_grad / batch,
-                    prices.weigh(spent) / batch,
-                    repeats,
-                )
-            )
+        for name, method in methods.items():
+            if reached[name]:
+                runs[name].append(timed(method, problem, start, reached[name]))
+    rows = [
+        _row(name, target, k, [run[k] for run in runs[name]], prices, len(start.x))
+        if k is not None
+        else Row(name, target, *[None] * 8, repeats=0)
+        for name in methods
+        for target, k in zip(targets.values(), needed[name], strict=True)
+    ]
     return rows, prices
+
+
+def timed(method: Method, problem: Problem, start: State, stops: set[int]) -> Timed:
+    """Seconds and work to each of these numbers of steps: of a method in rounds all from one run, of any other from a run
+    each."""
+    found: Timed = {}
+    began = clock()
+
+    def look(k: int, x: Tensor, work: Work | None) -> None:
+        if k in stops and work is not None:
+            found[k] = clock() - began, replace(work)
+
+    if method.in_rounds:
+        method.run(problem, start, max(stops), look)
+        return found
+    for steps in sorted(stops):
+        began = clock()
+        work = method.run(problem, start, steps, None)
+        found[steps] = clock() - began, work
+    return found
+
+
+def _row(method: str, target: float, steps: int, runs: list[tuple[float, Work]], prices: Prices, batch: int) -> Row:
+    seconds, work = [each for each, _ in runs], runs[-1][1]
+    counts = (work.f / batch, work.vjp / batch, work.cost_grad / batch, prices.weigh(work) / batch)
+    return Row(method, target, steps, statistics.median(seconds), min(seconds), max(seconds), *counts, len(runs))
 
 
 def measure_prices(problem: Problem, start: State, *, repeats: int = 15) -> Prices:
@@ -231,7 +241,7 @@ def reference_cost(problem: Problem, starts: list[State], methods: list[Method],
         for method in methods:
             last: dict[str, Tensor] = {}
 
-            def watch(k: int, x: Tensor, last: dict[str, Tensor] = last) -> None:
+            def watch(k: int, x: Tensor, work: Work | None, last: dict[str, Tensor] = last) -> None:
                 last["x"] = x
 
             method.run(whole_batch(problem), start, steps, watch)

@@ -23,14 +23,20 @@ from jiio.solver import Picard, Solver
 # that nested methods solve to, since z catches up to it at the end.
 NEVER_CONVERGED = (1e-2, 1e-12, 1e-12)
 SOLVE_STEPS = 60
-Watch = Callable[[int, Tensor], None]
+Watch = Callable[[int, Tensor, Work | None], None]
 
 
 class Method(Protocol):
-    """What a comparison needs of a contender."""
+    """What a comparison needs of a contender.
+
+    in_rounds: a run of more steps is one of fewer and then some, its watch costs it nothing and is told the work so far.
+    """
+
+    @property
+    def in_rounds(self) -> bool: ...
 
     def run(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> Work:
-        """`steps` steps of x; `watch(k, x)` sees x after k of them, k = 0, ..., `steps`."""
+        """`steps` steps of x; `watch(k, x, work)` sees x after k of them, solved for, k = 0, ..., `steps`."""
         ...
 
 
@@ -41,13 +47,15 @@ class Joint:
     step: Step | None
     solver: Solver = Picard()
 
+    in_rounds = False
+
     def run(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> Work:
         """`steps` + 1 evaluations, the last of which measures."""
         return self.states(problem, start, steps, watch)[0]
 
     def states(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> tuple[Work, State]:
         """The work, and the state that was reached."""
-        callback = None if watch is None else (lambda k, s, now: watch(k, s.x))
+        callback = None if watch is None else (lambda k, s, now: watch(k, s.x, None))
         solution = solve(
             problem,
             start,
@@ -69,9 +77,11 @@ class Nested:
     warm: bool
     solve_tol: float = 1e-2
 
+    in_rounds = True
+
     def run(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> Work:
         """`steps` + 1 rounds, the last of which measures."""
-        callback = None if watch is None else (lambda k, s, work: watch(k, s.x))
+        callback = None if watch is None else (lambda k, s, work: watch(k, s.x, work))
         solution = nested(
             problem,
             start,
@@ -93,12 +103,14 @@ class Handover:
     after: int = 20
     solve_tol: float = 3e-2
 
+    in_rounds = False
+
     def run(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> Work:
         """Joint steps while `steps` allows no more, rounds of the nested method for the rest."""
         work, state = self.joint.states(problem, start, min(steps, self.after), watch)
         if steps <= self.after:
             return work
-        shifted = None if watch is None else (lambda k, x: watch(k + self.after, x) if k else None)
+        shifted = None if watch is None else (lambda k, x, work: watch(k + self.after, x, None) if k else None)
         rest = Nested(self.optimizer, warm=True, solve_tol=self.solve_tol)
         spent = rest.run(problem, state, steps - self.after, shifted)
         return Work(work.f + spent.f, work.vjp + spent.vjp, work.cost_grad + spent.cost_grad)
@@ -114,6 +126,8 @@ class TorchDEQ:
     optimizer: Optimizer
     solve_tol: float = 1e-2
 
+    in_rounds = True
+
     def run(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> Work:
         """`steps` + 1 rounds, counted by hooks on f."""
         torchdeq: Any = import_module("torchdeq")
@@ -123,12 +137,12 @@ class TorchDEQ:
         deq = torchdeq.get_deq(ift=True, f_solver="anderson", b_solver="anderson", **tolerance, **budget)
         memory = self.optimizer.init(x.detach())
         for k in range(steps + 1):
-            if watch is not None:
-                watch(k, x.detach())
             found, _ = deq(_counted(problem, x, start, work), list(tree.leaves(start.z)))
             cost = problem.cost(tree.build(start.z, list(found[-1])), x, *problem.context)
             (gradient,) = torch.autograd.grad(cost.sum(), x)
             work.add(cost_grad=len(x))
+            if watch is not None:
+                watch(k, x.detach(), work)
             with torch.no_grad():
                 moved, memory = self.optimizer.step(memory, x.detach(), gradient, cost.detach())
                 x = problem.constraint.project(moved).requires_grad_()
