@@ -10,13 +10,14 @@ from jiio.intersection import Intersection
 from jiio.load import load
 from jiio.nested import nested
 from jiio.optimizer import LBFGS, PGD, Adam
-from jiio.precondition import Diagonal, Matrix, Normalized, Scalar, Sign, Step
+from jiio.precondition import Diagonal, Matrix, Normalized, Scalar, Sign
 from jiio.problem import Problem, State
 from jiio.regularize import jacobian_penalty, spectral_radius
 from jiio.schedule import Constant, Falling, Linear, Switch
 from jiio.solution import ConvergenceWarning, NotConverged, Solution, Status, Work
 from jiio.solve import solve
 from jiio.solver import Anderson, Broyden, Delayed, Picard
+from jiio.step import Step
 
 __version__ = "0.1.0"
 __all__ = [

@@ -11,9 +11,10 @@ from jiio import tree
 from jiio.autodiff import pull
 from jiio.constraint import Free, L2Ball, LinfBall
 from jiio.joint import equilibrium
-from jiio.precondition import Matrix, Scalar, Step
+from jiio.precondition import Matrix, Scalar
 from jiio.problem import Problem, State
 from jiio.solution import Work
+from jiio.step import Step
 from jiio.tree import Tree
 
 # Up to this many coordinates of x the automatic step forms each sample's own Gauss-Newton matrix.

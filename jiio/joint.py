@@ -13,10 +13,11 @@ from jiio.book import Evaluation
 from jiio.constraint import Free
 from jiio.fixed_point import CHECK_EVERY, OneBlock, iterate, relative, require_same_form
 from jiio.input_memory import InputMemory
-from jiio.precondition import Normalized, Scalar, Sign, Step
+from jiio.precondition import Normalized, Scalar, Sign
 from jiio.problem import Gradients, Problem, State
 from jiio.solution import Solution, Work
 from jiio.solver import Anderson, Picard, Solver
+from jiio.step import Step
 from jiio.tree import Tree, wide
 
 # An iterate's cost is compared with another's only where z is an equilibrium to the tolerance asked for, but never to

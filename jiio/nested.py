@@ -14,11 +14,12 @@ from jiio.fixed_point import OneBlock, iterate
 from jiio.input_memory import InputMemory
 from jiio.joint import JointMap, equilibrium
 from jiio.optimizer import LBFGS, PGD, Adam, Optimizer
-from jiio.precondition import Rule, Scalar, Step
+from jiio.precondition import Rule, Scalar
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Status, Work, settle_failure
 from jiio.solve import cost_slope, floor_of
 from jiio.solver import Anderson, Solver
+from jiio.step import Step
 from jiio.tree import Tree
 
 RoundCallback = Callable[[int, State, Work], None]

@@ -11,10 +11,10 @@ from jiio.curvature import automatic_step
 from jiio.fixed_point import Callback, check_budget, iterate
 from jiio.input_memory import InputMemory
 from jiio.joint import COMPARABLE, JointMap, equilibrium
-from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Work, settle_failure
 from jiio.solver import Picard, Solver
+from jiio.step import Step
 from jiio.tree import Tree
 
 Tolerance = float | tuple[float, float, float]

@@ -13,9 +13,9 @@ from jiio.app.methods import Method
 from jiio.fixed_point import CHECK_EVERY
 from jiio.input_memory import InputMemory
 from jiio.joint import JointMap
-from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.solution import Work
+from jiio.step import Step
 
 SHARES = {"1.5": 1.5, "1.2": 1.2, "1.05": 1.05}
 STEPS = 120  # of a method at most

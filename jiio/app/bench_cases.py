@@ -16,10 +16,11 @@ from jiio.curvature import gauss_newton, inverse_of
 from jiio.data.episodes import Episodes
 from jiio.models import Classifier, ContextClassifier, Generator
 from jiio.optimizer import LBFGS, PGD, Adam
-from jiio.precondition import Matrix, Rule, Scalar, Step
+from jiio.precondition import Matrix, Rule, Scalar
 from jiio.problem import State
 from jiio.schedule import Switch
 from jiio.solver import Anderson
+from jiio.step import Step
 from jiio.tasks import meta
 from jiio.tasks.attack import JointAttack, attack_problem
 from jiio.tasks.generation import RATE, SOLVER, reconstruction, reconstruction_step

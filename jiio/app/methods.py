@@ -13,11 +13,11 @@ from torch import Tensor
 from jiio import tree
 from jiio.nested import nested
 from jiio.optimizer import LBFGS, Optimizer
-from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.solution import Work
 from jiio.solve import solve
 from jiio.solver import Picard, Solver
+from jiio.step import Step
 
 # Tolerances of mu and x that no sample meets, so that every step of a comparison is done for all; that of z is the one
 # that nested methods solve to, since z catches up to it at the end.

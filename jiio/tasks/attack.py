@@ -22,10 +22,10 @@ from jiio.cuda_graph import captured
 from jiio.joint import equilibrium
 from jiio.nested import nested
 from jiio.optimizer import PGD
-from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.solution import Solution, Work
 from jiio.solve import solve
+from jiio.step import Step
 from jiio.tasks.threat import Threat
 
 Loss = Literal["cross_entropy", "margin"]

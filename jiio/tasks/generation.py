@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from jiio.cuda_graph import captured
-from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution
 from jiio.solve import solve
 from jiio.solver import Delayed
+from jiio.step import Step
 from jiio.tasks.image_rule import ImageRule
 from jiio.tasks.latent_model import LatentModel, start
 

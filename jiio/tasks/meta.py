@@ -23,11 +23,12 @@ from jiio.implicit import implicit
 from jiio.joint import equilibrium
 from jiio.nested import nested
 from jiio.optimizer import Optimizer
-from jiio.precondition import Scalar, Step
+from jiio.precondition import Scalar
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Work
 from jiio.solve import solve
 from jiio.solver import Anderson, Delayed
+from jiio.step import Step
 
 PRIOR = 0.02
 RATE = 0.5

@@ -19,10 +19,10 @@ from jiio.cuda_graph import captured
 from jiio.deq import DEQ
 from jiio.implicit import implicit
 from jiio.krylov import minres
-from jiio.precondition import Step
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution
 from jiio.solve import solve
+from jiio.step import Step
 from jiio.tasks.density import LatentDensity
 from jiio.tasks.generation import RATE, SOLVER, TRAINING_RATE, latent_step, squares
 from jiio.tasks.image_rule import ImageRule

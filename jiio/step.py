@@ -1,0 +1,107 @@
+"""A joint step: the input rule, and how z, mu and x go together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from jiio import tree
+from jiio.constraint import Constraint
+from jiio.precondition import Rule, Scalar, require_rate
+from jiio.schedule import Constant, Falling, Schedule
+from jiio.tree import Tree
+
+LEAST_MULTIPLIER = 1e-3
+
+
+@dataclass(frozen=True)
+class Step:
+    """Rates of the joint iteration.
+
+    x: an input rule, or a number for `Scalar(rate)`.  z, mu: damping of the equilibrium and adjoint rows, in (0, 1].
+    schedule: multiplier of the input rate by step number.
+    lag: each sample's input rate is multiplied by min(1, lag / (larger relative residual of its z and mu)), so that x
+    waits while z and mu fall behind; `None` leaves the rate alone. A schedule gives the lag of every step: far from the
+    minimum a large one is quick, near it a small one keeps slow oscillations down.
+    cut: a sample whose gradient turned against its last steps (it overshot) has its rate multiplied by `cut`; the rate
+    recovers by 2 % a step, never above the rule's own. `None` leaves it alone, as do solvers that mix iterates.
+    lookahead: the direction is extrapolated by this many of its last changes, which makes up for the lag of z and mu where
+    a constraint holds x (attacks: 1 saves a third of the steps); without one it turns into oscillation near the minimum,
+    so there let a schedule take it away.
+    tangent: dz*/dx, a tree of the form of z, each leaf (batch or 1, numbers in x, ...): where x moves by dx, z moves on by
+    dz*/dx dx at once, in place of following in the course of 1 / (1 - contraction) steps. A mean over some samples of a model
+    will do, and `jiio.newton_step` measures one: contractions near 1, many latents and bad conditions then take about as
+    many steps as easy problems do (docs/scaling.md).
+    """
+
+    x: float | Rule
+    z: float = 1.0
+    mu: float = 1.0
+    schedule: Schedule = Constant()
+    lag: float | Schedule | None = Falling()
+    cut: float | None = 0.7
+    lookahead: float | Schedule = 0.0
+    tangent: Tree | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("z", "mu"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"the damping of {name} must lie in (0, 1], got {getattr(self, name)}")
+        if isinstance(self.lag, float | int) and not self.lag > 0:
+            raise ValueError(f"lag must be positive or None, got {self.lag}")
+        if self.cut is not None and not 0 < self.cut < 1:
+            raise ValueError(f"cut must lie in (0, 1) or be None, got {self.cut}")
+        if isinstance(self.lookahead, float | int) and self.lookahead < 0:
+            raise ValueError(f"lookahead must not be negative, got {self.lookahead}")
+        if isinstance(self.x, float | int):
+            require_rate(self.x)
+
+    @property
+    def rule(self) -> Rule:
+        """The input rule."""
+        return Scalar(float(self.x)) if isinstance(self.x, float | int) else self.x
+
+    def check(self, constraint: Constraint, z: Tree, x: Tensor) -> None:
+        """`ValueError` where the rule does not commute with `constraint` or the tangent does not fit z and x."""
+        self.rule.check(constraint)
+        if self.tangent is None:
+            return
+        for part, leaf in zip(tree.leaves(self.tangent), tree.leaves(z), strict=True):
+            shape = x[0].numel(), *leaf.shape[1:]
+            if part.shape[1:] != shape or len(part) not in (1, len(x)) or part.dtype != leaf.dtype:
+                raise ValueError(
+                    f"the tangent of a leaf of z {tuple(leaf.shape)} with respect to x {tuple(x.shape)} has shape "
+                    f"(batch or 1, {', '.join(map(str, shape))}) and its dtype; got {tuple(part.shape)}, {part.dtype}"
+                )
+
+    def carry(self, z: Tree, move: Tensor) -> Tree:
+        """z as it is at its equilibrium to first order when x has moved by `move`; without a tangent `z`."""
+        if self.tangent is None:
+            return z
+        return tree.apply(lambda leaf, part: leaf + tree.combine(part, move.flatten(1)), z, self.tangent)
+
+    def rate(self, k: int, lag: Tensor) -> Tensor:
+        """Input rate of each sample at step `k`, shape (batch,), given the larger residual of z and mu."""
+        # a schedule that reaches 0 would make the relative residual of x, which is divided by the rate, vanish too
+        rate = self.rule.rate * max(self.schedule(k), LEAST_MULTIPLIER)
+        if self.lag is None:
+            return rate * torch.ones_like(lag)
+        return rate * (_at(self.lag, k) / lag).clamp_max(1.0)
+
+    def ahead(self, k: int) -> float:
+        """How far the direction of step `k` is extrapolated."""
+        return _at(self.lookahead, k)
+
+    def select(self, rows: Tensor) -> Step:
+        """The step of the samples `rows`."""
+        rule = self.x if isinstance(self.x, float | int) else self.x.select(rows)
+        tangent = self.tangent
+        if tangent is not None and tree.batch_size(tangent) > 1:
+            tangent = tree.select(tangent, rows)
+        return replace(self, x=rule, tangent=tangent)
+
+
+def _at(value: float | Schedule, k: int) -> float:
+    return value if isinstance(value, float | int) else value(k)
