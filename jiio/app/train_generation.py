@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from jiio import tree
 from jiio.app.progress import images_bar
 from jiio.app.run_folder import user_input
 from jiio.app.team import Team
@@ -18,7 +19,7 @@ from jiio.data import load_images
 from jiio.models import Generator, GeneratorConfig, generator
 from jiio.regularize import jacobian_penalty
 from jiio.tasks.generation import PRIOR, TRAINING_RATE, GenerationLoss
-from jiio.tasks.image_rule import TangentStatistics, keep, tangents
+from jiio.tasks.image_rule import Tangents, TangentStatistics, keep, tangents
 from jiio.tasks.latent_fit import Ridge, fit_latents
 from jiio.tasks.metrics import decibel
 
@@ -168,17 +169,23 @@ class Trainer(Trainable[Generator, Training]):
         """Refit the linear guess, and the tangents at the latents of the last batch; random ones at first."""
         if self.step > 0:
             self.guess = self.encoder.solve().to(self.device)
-        found = TangentStatistics.of(*self.tangents())
-        self.statistics = found if self.statistics is None else self.statistics.mixed(found, REFRESH_WEIGHT)
-        keep(self.model, self.statistics)
+        found, model = self.tangents(), self.model
+        statistics, z = TangentStatistics.of(found), found.z
+        if self.statistics is not None:
+            statistics = self.statistics.mixed(statistics, REFRESH_WEIGHT)
+            z = tree.apply(lambda old, new: torch.lerp(old[0], new, REFRESH_WEIGHT), model.tangent_of_z(), z)
+        self.statistics = statistics
+        keep(model, statistics)
+        model.keep_tangent_of_z(z)
 
-    def tangents(self) -> tuple[Tensor, Tensor]:
+    def tangents(self) -> Tangents:
         """The tangents at the last latents; each process computes those of its share of the directions."""
         units, team = torch.eye(self.model.config.latent).to(self.recent), self.team
         if len(units) % team.size:
             return tangents(self.model, self.recent)
-        found, weight = tangents(self.model, self.recent, team.share(units))
-        return team.gather(found.permute(2, 0, 1)).permute(1, 2, 0), weight
+        found = tangents(self.model, self.recent, team.share(units))
+        image = team.gather(found.image.permute(2, 0, 1)).permute(1, 2, 0)
+        return Tangents(image, found.weight, tree.apply(team.gather, found.z))
 
     def penalty(self, state: Any, places: Tensor, batch: int) -> Tensor:
         """Jacobian penalty at the solution, z held fixed: a surrogate (docs/method.md)."""

@@ -114,7 +114,7 @@ class GenerationLoss(nn.Module):
         latent = self.model.guess(images) if latent is None else latent
         problem = reconstruction(self.model, images, prior=self.prior, compute_dtype=self.compute_dtype)
         with torch.no_grad():
-            step = Step(reconstruction_rule(self.model, len(images), prior=self.prior, rate=self.rate))
+            step = reconstruction_step(self.model, len(images), prior=self.prior, rate=self.rate)
         solution = solve(
             captured(problem),
             start(self.model, len(images), latent=latent),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -121,8 +121,9 @@ class TangentStatistics(NamedTuple):
     share: Tensor
 
     @classmethod
-    def of(cls, tangent: Tensor, weight: Tensor) -> TangentStatistics:
-        """Of t_p (n, pixels, latent) and w_p (n, pixels) at n latents."""
+    def of(cls, found: Tangents) -> TangentStatistics:
+        """Of tangents along all unit vectors."""
+        tangent, weight = found.image, found.weight
         with torch.no_grad():
             total = (tangent.mT @ (weight[:, :, None] * tangent)).mean(0) / weight.sum(1).mean()
             return cls(tangent.mean(0), total, weight.mean(0) / weight.sum(1).mean())
@@ -138,44 +139,45 @@ class TangentStatistics(NamedTuple):
         return (vectors * values.clamp_min(0)) @ vectors.T
 
 
-class _Pushed(NamedTuple):
-    """Some latents' equilibria z, and dz*/dx along the directions asked for, a row for every latent and direction."""
+class Tangents(NamedTuple):
+    """What a change of a latent by each of k directions does. image: t_p at each of n latents, (n, pixels, k).  weight: w_p
+    there, (n, pixels).  z: dz*/dx, mean over the latents, each map (k, channels, height, width)."""
 
+    image: Tensor
+    weight: Tensor
     z: Any
-    dz: Any
 
 
-def _pushed(model: LatentModel, latent: Tensor, units: Tensor) -> Iterator[_Pushed]:
+def tangents(model: LatentModel, latent: Tensor, units: Tensor | None = None) -> Tangents:
+    """The tangents at the latents (n, latent), along the directions `units` (k, latent), which are all unit vectors if not
+    given."""
+    if units is None:
+        units = torch.eye(latent.shape[1], dtype=latent.dtype, device=latent.device)
+    parts = [_tangents(model, x, units) for x in latent.split(TANGENTS_AT_ONCE)]
+    total = tree.apply(lambda *leaves: torch.stack(leaves).sum(0), *(part.z for part in parts))
+    return Tangents(
+        torch.cat([part.image for part in parts]),
+        torch.cat([part.weight for part in parts]),
+        tree.apply(lambda leaf: leaf / len(latent), total),
+    )
+
+
+def _tangents(model: LatentModel, x: Tensor, units: Tensor) -> Tangents:
+    """Those of a few latents, the sum of dz*/dx over them in place of the mean."""
+    count = len(units)
     with torch.no_grad():
         f = model.cell()
-    problem = Problem(f, lambda z, x: x.square().sum(1))
-    for x in latent.split(TANGENTS_AT_ONCE):
         z = solve_equilibrium(model, x)
         # a row for every sample and direction: one pass instead of one for each direction
-        rows = torch.arange(len(x), device=x.device).repeat_interleave(len(units))
-        linearized = Linearization(problem, tree.select(z, rows), x[rows], work=Work())
-        yield _Pushed(z, tuple(linearized.tangent(units.repeat(len(x), 1))))
-
-
-def _all_units(latent: Tensor) -> Tensor:
-    return torch.eye(latent.shape[1], dtype=latent.dtype, device=latent.device)
-
-
-def tangents(model: LatentModel, latent: Tensor, units: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """t_p (n, pixels, latent) and w_p (n, pixels) at the latents (n, latent).
-
-    units: directions (k, latent) in place of all unit vectors; t_p is then (n, pixels, k).
-    """
-    parts = [_seen(model, pushed) for pushed in _pushed(model, latent, _all_units(latent) if units is None else units)]
-    return torch.cat([part for part, _ in parts]), torch.cat([weight for _, weight in parts])
-
-
-def _seen(model: LatentModel, pushed: _Pushed) -> tuple[Tensor, Tensor]:
-    """t_p and w_p of the latents that were pushed."""
+        rows = torch.arange(len(x), device=x.device).repeat_interleave(count)
+    problem = Problem(f, lambda z, x: x.square().sum(1))
+    linearized = Linearization(problem, tree.select(z, rows), x[rows], work=Work())
+    dz = tuple(linearized.tangent(units.repeat(len(x), 1)))
     with torch.no_grad():
-        images = model.linear_decoder()(pushed.dz).flatten(1)
-        weight = model.slope(model.readout(pushed.z)).flatten(1).square() + DAMPING
-        return images.view(len(weight), -1, images.shape[1]).mT, weight
+        images = model.linear_decoder()(dz).flatten(1)
+        weight = model.slope(model.readout(z)).flatten(1).square() + DAMPING
+    total = tree.apply(lambda leaf: leaf.unflatten(0, (-1, count)).sum(0), dz)
+    return Tangents(images.view(len(x), count, -1).mT, weight, total)
 
 
 def keep(model: LatentModel, statistics: TangentStatistics) -> None:
@@ -187,11 +189,6 @@ def keep(model: LatentModel, statistics: TangentStatistics) -> None:
 
 def refit_tangent(model: LatentModel, latent: Tensor) -> None:
     """Set the model's tangents, of the image with its spread and of z, from up to `TANGENT_IMAGES` latents."""
-    latent = latent[:TANGENT_IMAGES]
-    found, response = [], None
-    for pushed in _pushed(model, latent, _all_units(latent)):
-        found.append(_seen(model, pushed))
-        total = tree.apply(lambda leaf: leaf.unflatten(0, (-1, latent.shape[1])).sum(0), pushed.dz)
-        response = total if response is None else tree.apply(torch.add, response, total)
-    keep(model, TangentStatistics.of(*(torch.cat(parts) for parts in zip(*found, strict=True))))
-    model.keep_tangent_of_z(tree.apply(lambda leaf: leaf / len(latent), response))
+    found = tangents(model, latent[:TANGENT_IMAGES])
+    keep(model, TangentStatistics.of(found))
+    model.keep_tangent_of_z(found.z)

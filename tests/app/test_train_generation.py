@@ -14,6 +14,7 @@ import torch
 from jiio.app.run_folder import RunFolder, UserError
 from jiio.app.train_generation import Trainer, default_config
 from jiio.app.training import run_training
+from jiio.tasks.image_rule import refit_tangent
 from tests.app.runs import tiny_trainer
 
 
@@ -49,6 +50,17 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     losses = [now["loss"] for now in run_training(RunFolder(tmp_path), trainer)]
     assert sum(losses[-4:]) < sum(losses[:4])
     assert (tmp_path / "weights.safetensors").exists()
+
+
+def test_the_tangent_of_z_follows_the_weights() -> None:
+    """A training carries z along with the latents (docs/results.md) by what it has measured lately."""
+    trainer = tiny_trainer()
+    for _ in range(8):
+        trainer.advance()
+    followed = torch.cat([part.flatten() for part in trainer.model.tangent_of_z()])
+    refit_tangent(trainer.model, trainer.recent)
+    measured = torch.cat([part.flatten() for part in trainer.model.tangent_of_z()])
+    assert float((followed - measured).norm()) < 0.7 * float(measured.norm())
 
 
 def test_every_epoch_meets_every_image_once_in_another_order() -> None:

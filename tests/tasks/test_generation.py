@@ -39,7 +39,7 @@ def test_statistics_that_mix_lose_no_curvature() -> None:
     """Where average tangents cancel, the spread takes over what they held."""
     model = fitted(torch.float64)
     latents = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = TangentStatistics.of(*tangents(model, latents))
+    found = TangentStatistics.of(tangents(model, latents))
     opposite = found._replace(tangent=-found.tangent)
     mixed = found.mixed(opposite, 0.5)
     assert float(mixed.tangent.abs().max()) < 1e-12
