@@ -1,8 +1,9 @@
 """Optimise the inputs of equilibrium networks at about the price of one inference, and train through it."""
 
+from jiio.automatic import newton_step
 from jiio.constraint import Box, Constraint, Free, L2Ball, LinfBall, Simplex
 from jiio.cuda_graph import captured
-from jiio.curvature import curvature, gauss_newton, inverse_of, newton_step
+from jiio.curvature import curvature, gauss_newton, inverse_of
 from jiio.deq import DEQ
 from jiio.fixed_point import fixed_point
 from jiio.implicit import implicit

@@ -1,4 +1,4 @@
-"""Curvature of the reduced problem x -> cost(z*(x), x): Gauss-Newton matrices and the automatic input step."""
+"""Curvature of the reduced problem x -> cost(z*(x), x)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,12 @@ from torch import Tensor
 
 from jiio import tree
 from jiio.autodiff import pull
-from jiio.constraint import Free, L2Ball, LinfBall
-from jiio.joint import equilibrium
-from jiio.precondition import Matrix, Scalar
-from jiio.problem import Problem, State
+from jiio.problem import Problem
 from jiio.solution import Work
-from jiio.step import Step
 from jiio.tree import Tree
 
-# Up to this many coordinates of x the automatic step forms each sample's own Gauss-Newton matrix.
-SMALL_INPUT = 64
 LINEAR_STEPS = 60
 LINEAR_TOL = 1e-2
-SETTLED = 1e-3  # of z where a model is measured
-# z hardly falls behind an x that takes it along: x waits only where z or mu are no solution at all
-MEASURED_LAG = 1.0
 
 
 class Linearization:
@@ -112,28 +103,6 @@ def gauss_newton(problem: Problem, z: Tree, x: Tensor, *, work: Work | None = No
     return response(problem, z, x, work=work)[1]
 
 
-def newton_step(problem: Problem, start: State, *, rate: float = 0.3) -> Step:
-    """One step for all problems of a model, measured on the few that `problem` holds, at the x (batch, d) of `start`: the
-    inverse of their mean Gauss-Newton matrix, and their mean tangent, by which z moves along with x.
-
-    It costs what `solve(step=None)` spends on its own batch; keep the step. Best measured where solutions lie: solve a few
-    problems first and give `solution.value` as `start`. x must be free.
-
-    >>> problem = Problem(lambda z, x: 0.9 * z + x, lambda z, x: (z - 1).square().sum(1))
-    >>> step = newton_step(problem, problem.start(torch.zeros(1, 2), torch.zeros(1, 2)))
-    >>> [tuple(leaf.shape) for leaf in tree.leaves(step.tangent)]
-    [(1, 2, 2)]
-    """
-    z = equilibrium(problem, start.z, start.x, work=Work(), tol=SETTLED, max_steps=500).value
-    tangent, matrix = response(problem, z, start.x)
-    return Step(Matrix(inverse_of(matrix.mean(0)), rate), lag=MEASURED_LAG, tangent=tree.apply(_mean, tangent))
-
-
-def _mean(stack: Tensor) -> Tensor:
-    """The mean over the batch, of size 1 there, in storage as `stack` is: `mean` alone would turn it over."""
-    return torch.empty_like(stack[:1]).copy_(stack.mean(0, keepdim=True))
-
-
 def inverse_of(matrix: Tensor, *, floor: float = 1e-4) -> Tensor:
     """Inverse of symmetric matrices (..., d, d), eigenvalues in absolute value and at least `floor` of the largest.
 
@@ -162,25 +131,3 @@ def curvature(problem: Problem, z: Tree, x: Tensor, *, steps: int = 4, work: Wor
         direction = linear.reduce(product)
         value = torch.maximum(value, tree.norm(direction))
     return value
-
-
-def automatic_step(problem: Problem, z: Tree, x: Tensor, *, work: Work) -> Step:
-    """The input step that `solve` takes when none is given, from each sample's curvature at its start.
-
-    A free x of up to 64 coordinates: the inverse of the sample's own Gauss-Newton matrix at a third of a Newton step, and
-    its tangent, as much memory as 64 equilibria.
-    Otherwise plain steps of half the inverse of the largest curvature.
-    """
-    if isinstance(problem.constraint, Free) and x.dim() == 2 and x.shape[1] <= SMALL_INPUT:
-        tangent, matrix = response(problem, z, x, work=work)
-        return Step(Matrix(inverse_of(matrix, floor=1e-3)), tangent=tangent)
-    largest = curvature(problem, z, x, work=work)
-    largest = torch.maximum(largest, _least_curvature(problem, x, largest))
-    return Step(Scalar(0.5, scale=1 / largest))
-
-
-def _least_curvature(problem: Problem, x: Tensor, largest: Tensor) -> Tensor:
-    """Where power iteration saw no curvature, steps are bounded by the size of the set, or by 1 for a free x."""
-    bounded = isinstance(problem.constraint, L2Ball | LinfBall)
-    scale = torch.as_tensor(problem.constraint.scale if bounded else 1.0, dtype=x.dtype, device=x.device)
-    return (1e-3 / scale).expand_as(largest)

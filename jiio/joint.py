@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
+from jiio.autodiff import pull
 from jiio.book import Evaluation
 from jiio.constraint import Free
 from jiio.fixed_point import CHECK_EVERY, OneBlock, iterate, relative, require_same_form
@@ -74,6 +75,16 @@ def equilibrium(
     """z = f(z, x) at fixed x from the guess `z`, to relative residual `tol`, best effort."""
     F = EquilibriumMap(problem, x.detach(), work)
     return iterate(F, z, solver=solver, max_steps=max_steps, tol=(tol,), check_every=1)
+
+
+def cost_slope(problem: Problem, state: State, *, work: Work) -> Tree:
+    """dcost/dz, of the form of z, without graph."""
+    work.add(cost_grad=len(state.x))
+    z = tree.apply(lambda leaf: leaf.detach().requires_grad_(), state.z)
+    with torch.enable_grad():
+        cost = problem.cost(z, state.x.detach(), *problem.context)
+    problem.check_cost(cost, len(state.x))
+    return tree.build(z, pull([cost], [torch.ones_like(cost)], tree.leaves(z)))
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from jiio import tree
 from jiio.autodiff import pull
 from jiio.fixed_point import OneBlock, iterate
 from jiio.input_memory import InputMemory
-from jiio.joint import JointMap, equilibrium
+from jiio.joint import JointMap, cost_slope, equilibrium
 from jiio.optimizer import LBFGS, PGD, Adam, Optimizer
 from jiio.precondition import Rule, Scalar
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Status, Work, settle_failure
-from jiio.solve import cost_slope, floor_of
+from jiio.solve import floor_of
 from jiio.solver import Anderson, Solver
 from jiio.step import Step
 from jiio.tree import Tree

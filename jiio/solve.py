@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.autodiff import pull
-from jiio.curvature import automatic_step
+from jiio.automatic import automatic_step
 from jiio.fixed_point import Callback, check_budget, iterate
 from jiio.input_memory import InputMemory
-from jiio.joint import COMPARABLE, JointMap, equilibrium
+from jiio.joint import COMPARABLE, JointMap, cost_slope, equilibrium
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Work, settle_failure
 from jiio.solver import Picard, Solver
@@ -61,11 +60,11 @@ def solve(
     work = Work()
     start = settle(problem, start, work=work, tol=max(tolerances[0], COMPARABLE) / 2)
     slope = cost_slope(problem, start, work=work)
-    if step is None:
-        step = automatic_step(problem, start.z, start.x, work=work)
     # J^T mu + dcost/dz at mu = 0, had for nothing; one step further than 0
     unset = (tree.norm(start.mu) == 0) & tree.finite(slope)
     start, floor = start._replace(mu=tree.where(unset, slope, start.mu)), floor_of(slope)
+    if step is None:
+        step = automatic_step(problem, start, work=work)
     memory = InputMemory.fresh(step.rule, start.x)
     F = JointMap(problem, step, floor, work, tolerances[0], memory, cut_steps=solver.plain_steps)
     given_away = [start]
@@ -81,16 +80,6 @@ def settle(problem: Problem, start: State, *, work: Work, tol: float) -> State:
     x = problem.constraint.project(start.x.detach())
     z = equilibrium(problem, tree.detach(start.z), x, work=work, tol=tol).value
     return State(z, tree.detach(start.mu), x)
-
-
-def cost_slope(problem: Problem, state: State, *, work: Work) -> Tree:
-    """dcost/dz, of the form of z, without graph."""
-    work.add(cost_grad=len(state.x))
-    z = tree.apply(lambda leaf: leaf.detach().requires_grad_(), state.z)
-    with torch.enable_grad():
-        cost = problem.cost(z, state.x.detach(), *problem.context)
-    problem.check_cost(cost, len(state.x))
-    return tree.build(z, pull([cost], [torch.ones_like(cost)], tree.leaves(z)))
 
 
 def floor_of(slope: Tree) -> Tensor:

@@ -16,6 +16,7 @@ LAYERS = [
     {"fixed_point"},
     {"problem", "optimizer", "regularize", "input_memory", "step"},
     {"joint", "curvature", "cuda_graph"},
+    {"automatic"},
     {"solve"},
     {"nested", "implicit"},
     {"deq"},

@@ -1,0 +1,150 @@
+"""Input steps that are measured: on each sample at its start, or once for a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jiio import tree
+from jiio.constraint import Free, L2Ball, LinfBall
+from jiio.curvature import curvature, response
+from jiio.joint import cost_slope, equilibrium
+from jiio.precondition import Matrix, Scalar
+from jiio.problem import Problem, State
+from jiio.solution import Work
+from jiio.step import Step
+from jiio.tree import Tree
+
+# Up to this many coordinates of x the automatic step forms each sample's own Gauss-Newton matrix.
+SMALL_INPUT = 64
+RATE = 0.3
+SETTLED = 1e-3  # of z where a model is measured
+# z hardly falls behind an x that takes it along: x waits only where z or mu are no solution at all
+MEASURED_LAG = 1.0
+FLOOR = 1e-3  # of curvatures, in parts of the largest
+DAMPINGS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # in parts of the largest curvature
+TRUSTED = 0.1  # relative residual of z after a first step
+FARTHEST = 10.0  # sizes of z that an undamped Newton step may move it by
+
+
+def automatic_step(problem: Problem, start: State, *, work: Work) -> Step:
+    """The input step that `solve` takes when none is given, from each sample's curvature at its start, z solved for.
+
+    A free x of up to 64 coordinates: the inverse of the sample's own Gauss-Newton matrix, damped as far as needed
+    (`damped_inverse`), at a third of a Newton step, and its tangent, as much memory as 64 equilibria.
+    Otherwise plain steps of half the inverse of the largest curvature.
+    """
+    z, x = start.z, start.x
+    if isinstance(problem.constraint, Free) and x.dim() == 2 and x.shape[1] <= SMALL_INPUT:
+        tangent, matrix = response(problem, z, x, work=work)
+        inverse = damped_inverse(problem, start, tangent, matrix, moved(tangent), rate=RATE, work=work)
+        return Step(Matrix(inverse, RATE), tangent=tangent)
+    largest = curvature(problem, z, x, work=work)
+    largest = torch.maximum(largest, _least_curvature(problem, x, largest))
+    return Step(Scalar(0.5, scale=1 / largest))
+
+
+def newton_step(problem: Problem, start: State, *, rate: float = RATE) -> Step:
+    """One step for all problems of a model, measured on the few that `problem` holds, at the x (batch, d) of `start`: the
+    inverse of their mean Gauss-Newton matrix, damped as far as a first step from their mean x needs it (`damped_inverse`), and
+    their mean tangent, by which z moves along with x.
+
+    It costs what `solve(step=None)` spends on its own batch; keep the step. Best measured where solutions lie: solve a few
+    problems first and give `solution.value` as `start`. x must be free.
+
+    >>> problem = Problem(lambda z, x: 0.9 * z + x, lambda z, x: (z - 1).square().sum(1))
+    >>> step = newton_step(problem, problem.start(torch.zeros(1, 2), torch.zeros(1, 2)))
+    >>> [tuple(leaf.shape) for leaf in tree.leaves(step.tangent)]
+    [(1, 2, 2)]
+    """
+    problem.check(start)
+    tangent, matrix = response(problem, _settled(problem, start.z, start.x), start.x)
+    mean = tree.apply(_mean, tangent)
+    x = start.x.mean(0).expand_as(start.x)
+    z = _settled(problem, start.z, x)
+    trial = State(z, cost_slope(problem, State(z, z, x), work=Work()), x)
+    means = matrix.mean(0, keepdim=True), moved(tangent).mean(0, keepdim=True)
+    inverse = damped_inverse(problem, trial, mean, *means, rate=rate, work=Work())
+    return Step(Matrix(inverse[0], rate), lag=MEASURED_LAG, tangent=mean)
+
+
+def _settled(problem: Problem, z: Tree, x: Tensor) -> Tree:
+    return equilibrium(problem, z, x, work=Work(), tol=SETTLED, max_steps=500).value
+
+
+def _mean(stack: Tensor) -> Tensor:
+    """The mean over the batch, of size 1 there, in storage as `stack` is: `mean` alone would turn it over."""
+    return torch.empty_like(stack[:1]).copy_(stack.mean(0, keepdim=True))
+
+
+def moved(tangent: Tree) -> Tensor:
+    """T^T T of each sample, (batch, d, d), for T = dz*/dx with leaves (batch, d, ...)."""
+    products = [rows @ rows.mT for rows in map(tree.stack_rows, tree.leaves(tangent))]
+    return torch.stack(products).sum(0)
+
+
+def damped_inverse(
+    problem: Problem, start: State, tangent: Tree, matrix: Tensor, metric: Tensor, *, rate: float, work: Work
+) -> Tensor:
+    """(H + damping G)^-1 with the least damping at which a first step moves z to where the tangent says.
+
+    Where the cost does not see a direction that moves z, as with fewer measurements than latents, H^-1 turns what is
+    still wrong with mu into hundreds of units of it, and has another curvature by then. So the move of z is damped (the
+    method of Levenberg and Marquardt, in the metric of z); a direction that is flat because it hardly moves z does no harm.
+
+    start: z at its equilibrium and mu as the solve begins.  matrix, metric: H and G = T^T T, (batch or 1, d, d); of one
+    for all samples the damping is what all of them need.
+    """
+    values, vectors = _diagonalised(matrix, metric)
+    with torch.no_grad():
+        work.add(f=len(start.x), vjp=len(start.x), cost_grad=len(start.x))
+        gradient = problem.gradients(start).x
+        size = tree.norm(start.z) + metric.diagonal(dim1=1, dim2=2).sum(1).sqrt()
+        steepest = torch.linalg.vector_norm(
+            tree.times(vectors.mT.expand(len(gradient), -1, -1), gradient.double()), dim=1
+        )
+        largest = torch.maximum(values.amax(1), (steepest / (FARTHEST * size)).amax(0, keepdim=len(values) == 1))
+        largest = largest.clamp_min(torch.finfo(matrix.dtype).tiny)[:, None]
+        values = torch.maximum(values, FLOOR * largest)
+        inverse = matrix
+        undecided = torch.ones(len(values), dtype=torch.bool, device=values.device)
+        for damping in DAMPINGS:
+            tried = ((vectors / (values + damping * largest)[:, None]) @ vectors.mT).to(matrix.dtype)
+            inverse = torch.where(undecided[:, None, None], tried, inverse)
+            missed = _missed(problem, start, tangent, inverse, rate * gradient, work=work)
+            missed = missed.amax(0, keepdim=True) if len(values) == 1 else missed
+            undecided = undecided & (missed > TRUSTED)
+            if not bool(undecided.any()):
+                break
+    return inverse
+
+
+def _missed(problem: Problem, start: State, tangent: Tree, inverse: Tensor, gradient: Tensor, *, work: Work) -> Tensor:
+    """The relative residual of z after a step by `inverse`, z taken along by the tangent."""
+    dx = -Matrix(inverse[0] if len(inverse) == 1 else inverse).direction(gradient)
+    z = Step(RATE, tangent=tangent).carry(start.z, dx)
+    work.add(f=len(dx))
+    f = problem.evaluate(z, start.x + dx)
+    defect = tree.norm(tree.apply(torch.sub, f, z))
+    return (defect / tree.norm(f).clamp_min(torch.finfo(defect.dtype).tiny)).nan_to_num(torch.inf)
+
+
+def _diagonalised(matrix: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
+    """|H| and G at once, in double precision: V^T H V = diag(values), V^T G V = 1. A sample whose matrices are not finite gets
+    others that are: its state is not finite either, and that is what is to be reported."""
+    eye = torch.eye(matrix.shape[-1], dtype=torch.float64, device=matrix.device)
+    finite = (matrix.isfinite() & metric.isfinite()).flatten(1).all(1)[:, None, None]
+    matrix, metric = (torch.where(finite, part.double(), eye) for part in (matrix, metric))
+    # directions that do not move z at all have a curvature to be compared with too
+    size = metric.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    root = torch.linalg.cholesky(metric + (0.01 * size + torch.finfo(torch.float32).tiny) * eye)
+    half = torch.linalg.solve_triangular(root, matrix, upper=False)
+    values, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.mT, upper=False))
+    return values.abs(), torch.linalg.solve_triangular(root.mT, vectors, upper=True)
+
+
+def _least_curvature(problem: Problem, x: Tensor, largest: Tensor) -> Tensor:
+    """Where power iteration saw no curvature, steps are bounded by the size of the set, or by 1 for a free x."""
+    bounded = isinstance(problem.constraint, L2Ball | LinfBall)
+    scale = torch.as_tensor(problem.constraint.scale if bounded else 1.0, dtype=x.dtype, device=x.device)
+    return (1e-3 / scale).expand_as(largest)

@@ -1,0 +1,93 @@
+"""The measured steps on problems that are none of a benchmark's: fewer measurements than latents, kinks, cells that run away."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from jiio import ConvergenceWarning, Delayed, Problem, State, Status, Step, newton_step, solve
+
+
+def inverse_problem(
+    latents: int, size: int, measurements: int, prior: float, batch: int, seed: int = 0
+) -> tuple[Problem, State]:
+    """x from a few noisy linear measurements of z* = tanh(W z* + U x + b)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    W, U, b = 0.8 * torch.linalg.qr(draw(size, size)).Q, 0.35 * draw(size, latents), 0.3 * draw(size)
+    D = draw(measurements, size) / 2
+
+    def f(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(z @ W.T + x @ U.T + b)
+
+    def cost(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * (z @ D.T - y).square().sum(1) + 0.5 * prior * x.square().sum(1)
+
+    x, z, unseen = draw(batch, latents), torch.zeros(batch, size), torch.zeros(batch, measurements)
+    for _ in range(200):
+        z = f(z, x, unseen)
+    problem = Problem(f, cost, context=(z @ D.T + 0.1 * draw(batch, measurements),))
+    return problem, problem.start(torch.zeros(batch, latents), torch.zeros(batch, size))
+
+
+def true_cost(problem: Problem, x: Tensor, size: int) -> float:
+    z = torch.zeros(len(x), size)
+    for _ in range(300):
+        z = problem.evaluate(z, x)
+    return float(problem.cost(z, x, *problem.context).mean())
+
+
+@pytest.mark.parametrize(("measurements", "prior", "best"), [(4, 0.001, 0.0015), (6, 0.01, 0.0244), (30, 0.01, 0.1465)])
+def test_the_automatic_step_solves_for_more_latents_than_measurements(
+    measurements: int, prior: float, best: float
+) -> None:
+    """Undamped, not one of 32 converged with 4 or 6 measurements, at mean costs of 5; best: by L-BFGS on another draw."""
+    problem, start = inverse_problem(8, 40, measurements, prior, 32)
+    solution = solve(problem, start, on_failure="ignore")
+    assert float(solution.converged.float().mean()) >= 0.8
+    assert true_cost(problem, solution.value.x, 40) < best + 0.05
+
+
+@pytest.mark.parametrize("at_solutions", [False, True])
+def test_a_newton_step_for_more_latents_than_measurements(at_solutions: bool) -> None:
+    few, start = inverse_problem(40, 80, 12, 0.02, 8)
+    if at_solutions:
+        start = solve(few, start, step=newton_step(few, start), solver=Delayed(), on_failure="ignore").value
+    step = newton_step(few, start)
+    problem, other = inverse_problem(40, 80, 12, 0.02, 16)
+    solution = solve(problem, other, step=step, solver=Delayed(), on_failure="ignore")
+    assert float(solution.converged.float().mean()) >= 0.8
+
+
+def test_a_sample_whose_cell_runs_away_does_not_take_the_others_along() -> None:
+    torch.manual_seed(0)
+    A, V = 0.6 * torch.linalg.qr(torch.randn(6, 6)).Q, torch.randn(6, 3)
+    gain, target = torch.tensor([[1.0], [6.0], [1.0]]), torch.rand(3, 6)
+    problem = Problem(
+        lambda z, x, g, y: g * (z @ A.T) + x @ V.T, lambda z, x, g, y: (z - y).square().sum(1), context=(gain, target)
+    )
+    solution = solve(problem, problem.start(torch.zeros(3, 3), torch.ones(3, 6)), on_failure="ignore")
+    assert solution.converged.tolist() == [True, False, True]
+    assert Status(int(solution.status[1])) in (Status.DIVERGED, Status.NON_FINITE)
+
+
+def test_a_cost_without_second_derivative_gets_steps_of_a_size() -> None:
+    torch.manual_seed(0)
+    A, V, target = 0.6 * torch.linalg.qr(torch.randn(6, 6)).Q, torch.randn(6, 3), torch.rand(4, 6)
+    problem = Problem(
+        lambda z, x, y: torch.tanh(z @ A.T + x @ V.T), lambda z, x, y: (z - y).abs().sum(1), context=(target,)
+    )
+    start = problem.start(torch.zeros(4, 3), torch.zeros(4, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        found = solve(problem, start, on_failure="ignore")
+        plain = solve(problem, start, step=Step(0.05), on_failure="ignore")
+    before = problem.cost(start.z, start.x, *problem.context)
+    assert bool((found.cost < before).all())
+    assert float(found.cost.mean()) < 1.2 * float(plain.cost.mean())
