@@ -89,6 +89,8 @@ def nested(
     problem.check(start)
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
+    if isinstance(optimizer, PGD):
+        Step(optimizer.rule).check(problem.constraint, start.z, start.x)
     work = Work()
     floor = floor_of(cost_slope(problem, start, work=work))
     x, memory = problem.constraint.project(start.x.detach()), optimizer.init(start.x)

@@ -7,14 +7,20 @@ a preconditioned step finds the wrong point unless both commute, so that is refu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.constraint import Box, Constraint, Free
+from jiio.constraint import Box, Constraint, Free, LinfBall
+from jiio.intersection import Intersection
 from jiio.tree import Tree, wide
+
+BOXES = (Free, Box, LinfBall)  # sets whose projection takes each coordinate on its own
+# Of the largest entry: an inverse taken in float32 is off by this at a condition of 1e4; more is a wrong matrix.
+ASYMMETRY = 1e-3
 
 
 class Rule(Protocol):
@@ -22,15 +28,15 @@ class Rule(Protocol):
 
     @property
     def rate(self) -> float | Tensor:
-        """A number, or one for each sample, (batch,)."""
+        """A number, or one for each sample, (batch,) or (1,)."""
         ...
 
     def direction(self, gradient: Tensor) -> Tensor:
         """P g, of the shape of x."""
         ...
 
-    def check(self, constraint: Constraint) -> None:
-        """`ValueError` when P does not commute with `constraint`."""
+    def check(self, constraint: Constraint, x: Tensor) -> None:
+        """`ValueError` when P does not commute with `constraint`, or does not fit `x`."""
         ...
 
     def select(self, rows: Tensor) -> Rule:
@@ -51,17 +57,50 @@ class _Fixed:
 
 
 def _rows(value: float | Tensor, rows: Tensor) -> float | Tensor:
-    return value[rows] if isinstance(value, Tensor) and value.dim() else value
+    return value[rows] if isinstance(value, Tensor) and value.dim() and len(value) > 1 else value
 
 
 def require_rate(rate: float | Tensor) -> None:
+    """`ValueError` unless `rate` is a positive number or a tensor of such."""
+    if not isinstance(rate, Real | Tensor):
+        raise ValueError(f"the rate of an input step is a number or a tensor with one a sample, got {rate!r}")
     if not bool(torch.as_tensor(rate > 0).all()):
         raise ValueError(f"the rate of an input step must be positive, got {rate}")
 
 
+def require_per_sample(name: str, value: float | Tensor, x: Tensor) -> None:
+    """`ValueError` unless `value` is a number, or a tensor with one for all samples or for each of x."""
+    if not isinstance(value, Tensor) or not value.dim():
+        return
+    if value.dim() > 1 or len(value) not in (1, len(x)):
+        raise ValueError(
+            f"{name} is a number, or one a sample, shape ({len(x)},) for x of {tuple(x.shape)}; got {tuple(value.shape)}"
+        )
+    _require_kind(name, value, x)
+
+
+def _require_kind(name: str, value: Tensor, x: Tensor) -> None:
+    if value.dtype != x.dtype or value.device != x.device:
+        raise ValueError(
+            f"{name} needs the dtype and the device of x, {x.dtype} on {x.device}; it has {value.dtype} on {value.device}"
+        )
+
+
+def require_commuting(constraint: Constraint, allowed: tuple[type, ...], name: str) -> None:
+    """`ValueError` unless `constraint`, or each part of an intersection, is of the `allowed` kinds."""
+    parts = constraint.constraints if isinstance(constraint, Intersection) else (constraint,)
+    for part in parts:
+        if not isinstance(part, allowed):
+            names = " or ".join(kind.__name__ for kind in allowed)
+            raise ValueError(
+                f"{name} does not commute with the projection onto {type(part).__name__}: steps would stop at the wrong "
+                f"point. Use it with {names}, or a Scalar or Normalized step here."
+            )
+
+
 @dataclass(frozen=True)
 class Scalar(_Fixed):
-    """P = `scale` (a number, or one a sample, shape (batch,)): plain gradient steps.
+    """P = `scale` (a positive number, or one a sample, shape (batch,)): plain gradient steps.
 
     With `scale` = 1 / curvature the relative residual of x is in the units of x.
     """
@@ -71,13 +110,18 @@ class Scalar(_Fixed):
 
     def __post_init__(self) -> None:
         require_rate(self.rate)
+        # measured scales may be 0, of an infinite curvature, or NaN: those samples end as not finite
+        wrong = self.scale < 0 if isinstance(self.scale, Tensor) else not self.scale > 0
+        if bool(torch.as_tensor(wrong).any()):
+            raise ValueError(f"the scale of an input step must be positive, got {self.scale}")
 
     def direction(self, gradient: Tensor) -> Tensor:
         """scale * g."""
         return wide(self.scale, gradient) * gradient
 
-    def check(self, constraint: Constraint) -> None:
+    def check(self, constraint: Constraint, x: Tensor) -> None:
         """Commutes with every constraint."""
+        require_per_sample("the scale of an input step", self.scale, x)
 
     def select(self, rows: Tensor) -> Scalar:
         """Rows of per-sample rates and scales."""
@@ -101,7 +145,7 @@ class Normalized(_Fixed):
         size = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
         return gradient / wide(size.clamp_min(torch.finfo(size.dtype).tiny), gradient)
 
-    def check(self, constraint: Constraint) -> None:
+    def check(self, constraint: Constraint, x: Tensor) -> None:
         """Commutes with every constraint."""
 
     def select(self, rows: Tensor) -> Normalized:
@@ -111,7 +155,8 @@ class Normalized(_Fixed):
 
 @dataclass(frozen=True)
 class Sign(_Fixed):
-    """P g = sign(g): the steepest step in the maximum norm, for `LinfBall` and `Box`. Needs a schedule, as `Normalized`."""
+    """P g = sign(g): the steepest step in the maximum norm, for `LinfBall`, `Box` and their intersections. Needs a schedule,
+    as `Normalized`."""
 
     rate: float | Tensor
 
@@ -122,8 +167,9 @@ class Sign(_Fixed):
         """sign(g)."""
         return gradient.sign()
 
-    def check(self, constraint: Constraint) -> None:
-        """Coordinate-wise, as far as the sets it is made for are."""
+    def check(self, constraint: Constraint, x: Tensor) -> None:
+        """Commutes with boxes and maximum-norm balls, alone or intersected."""
+        require_commuting(constraint, BOXES, "a sign step")
 
     def select(self, rows: Tensor) -> Sign:
         """Rows of a per-sample rate."""
@@ -139,6 +185,10 @@ class Diagonal(_Fixed):
 
     def __post_init__(self) -> None:
         require_rate(self.rate)
+        if not self.inverse.dim():
+            raise ValueError(
+                "a diagonal preconditioner has shape (batch or 1, ...) as x, got a number: use Scalar(rate)"
+            )
         if not bool((self.inverse > 0).all()):
             raise ValueError(f"a diagonal preconditioner must be positive; its least entry is {self.inverse.min()}")
 
@@ -146,9 +196,15 @@ class Diagonal(_Fixed):
         """inverse * g."""
         return self.inverse * gradient
 
-    def check(self, constraint: Constraint) -> None:
-        """Commutes with `Free` and `Box`."""
-        _require(constraint, (Free, Box), "a diagonal preconditioner")
+    def check(self, constraint: Constraint, x: Tensor) -> None:
+        """Commutes with boxes and maximum-norm balls, alone or intersected."""
+        require_commuting(constraint, BOXES, "a diagonal preconditioner")
+        if self.inverse.shape[1:] != x.shape[1:] or len(self.inverse) not in (1, len(x)):
+            raise ValueError(
+                f"a diagonal preconditioner has the shape of x, {tuple(x.shape)}, or 1 in place of the batch; "
+                f"got {tuple(self.inverse.shape)}"
+            )
+        _require_kind("a diagonal preconditioner", self.inverse, x)
 
     def select(self, rows: Tensor) -> Diagonal:
         """Rows of a per-sample diagonal and rate."""
@@ -158,7 +214,7 @@ class Diagonal(_Fixed):
 
 @dataclass(frozen=True)
 class Matrix(_Fixed):
-    """P = `inverse`, a symmetric positive (d, d) for all samples or (batch, d, d), for x of shape (batch, d).
+    """P = `inverse`, symmetric and positive, (d, d) or (1, d, d) for all samples or (batch, d, d), for x of shape (batch, d).
 
     Made by `jiio.gauss_newton`: the inverse of a Gauss-Newton matrix, so P g is about the distance to the minimum and a
     rate of 1 is a Newton step; the joint solve needs less because z and mu lag behind x.
@@ -172,30 +228,50 @@ class Matrix(_Fixed):
         shape = tuple(self.inverse.shape)
         if len(shape) not in (2, 3) or shape[-1] != shape[-2]:
             raise ValueError(f"a matrix preconditioner has shape (d, d) or (batch, d, d), got {shape}")
+        _require_symmetric_positive(self.inverse)
 
     def direction(self, gradient: Tensor) -> Tensor:
         """inverse @ g."""
-        if gradient.dim() != 2 or gradient.shape[1] != self.inverse.shape[-1]:
-            shapes = f"{tuple(self.inverse.shape)} and x of {tuple(gradient.shape)}"
-            raise ValueError(f"a matrix preconditioner needs x of shape (batch, d); got a matrix of {shapes}")
+        self._require_fit(gradient)
         if self.inverse.dim() == 2:
             return gradient @ self.inverse
-        return tree.times(self.inverse, gradient)
+        return tree.times(self.inverse.expand(len(gradient), -1, -1), gradient)
 
-    def check(self, constraint: Constraint) -> None:
+    def check(self, constraint: Constraint, x: Tensor) -> None:
         """Commutes with `Free` only."""
-        _require(constraint, (Free,), "a matrix preconditioner")
+        require_commuting(constraint, (Free,), "a matrix preconditioner")
+        self._require_fit(x)
+        _require_kind("a matrix preconditioner", self.inverse, x)
 
     def select(self, rows: Tensor) -> Matrix:
         """Rows of per-sample matrices and rates."""
-        inverse = self.inverse[rows] if self.inverse.dim() == 3 else self.inverse
+        inverse = self.inverse[rows] if self.inverse.dim() == 3 and len(self.inverse) > 1 else self.inverse
         return Matrix(inverse, _rows(self.rate, rows))
 
+    def _require_fit(self, x: Tensor) -> None:
+        shape = tuple(self.inverse.shape)
+        if x.dim() != 2 or x.shape[1] != shape[-1]:
+            shapes = f"{shape} and x of {tuple(x.shape)}"
+            raise ValueError(f"a matrix preconditioner needs x of shape (batch, d); got a matrix of {shapes}")
+        if len(shape) == 3 and shape[0] not in (1, len(x)):
+            raise ValueError(
+                f"a matrix preconditioner needs a matrix for each of {len(x)} samples, or one; got {shape}"
+            )
 
-def _require(constraint: Constraint, allowed: tuple[type, ...], name: str) -> None:
-    if not isinstance(constraint, allowed):
-        names = " or ".join(kind.__name__ for kind in allowed)
+
+def _require_symmetric_positive(matrix: Tensor) -> None:
+    """`ValueError` for what is no P on sight; a sample's matrix that is not finite passes, it shows in its residual."""
+    size = matrix.abs().amax((-2, -1))
+    skew = (matrix - matrix.mT).abs().amax((-2, -1)) / size
+    least = matrix.diagonal(dim1=-2, dim2=-1).amin(-1)
+    wrong = size.isfinite() & ((skew > ASYMMETRY) | (least <= 0))
+    if not bool(wrong.any()):  # looked at once: on a GPU each look waits
+        return
+    if bool((least[wrong] <= 0).any()):
         raise ValueError(
-            f"{name} does not commute with the projection onto {type(constraint).__name__}: steps would stop at the "
-            f"wrong point. Use it with {names}, or a Scalar step here."
+            f"a matrix preconditioner must be positive; its diagonal goes down to {least[wrong].min():.3g}"
         )
+    raise ValueError(
+        f"a matrix preconditioner must be symmetric; entries differ from those across the diagonal by up to "
+        f"{skew[wrong].max():.2g} of the largest. Give (P + P.mT) / 2 if that is what you mean."
+    )

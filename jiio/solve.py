@@ -56,6 +56,8 @@ def solve(
         raise ValueError(f"tol is one number or three, for (z, mu, x); got {tol}")
     problem.check(start)
     if step is not None:
+        if not isinstance(step, Step):
+            raise ValueError(f"give the step as Step(rate) or None, got {step!r}")
         step.check(problem.constraint, start.z, start.x)
     work = Work()
     start = settle(problem, start, work=work, tol=max(tolerances[0], COMPARABLE) / 2)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jiio import tree
 from jiio.constraint import Constraint
-from jiio.precondition import Rule, Scalar, require_rate
+from jiio.precondition import Rule, Scalar, require_per_sample, require_rate
 from jiio.schedule import Constant, Falling, Schedule
 from jiio.tree import Tree
 
@@ -57,6 +57,8 @@ class Step:
             raise ValueError(f"lookahead must not be negative, got {self.lookahead}")
         if isinstance(self.x, float | int):
             require_rate(self.x)
+        elif isinstance(self.x, type) or not hasattr(self.x, "direction"):
+            raise ValueError(f"x of a Step is a number or an input rule such as Scalar(rate), got {self.x!r}")
 
     @property
     def rule(self) -> Rule:
@@ -64,17 +66,11 @@ class Step:
         return Scalar(float(self.x)) if isinstance(self.x, float | int) else self.x
 
     def check(self, constraint: Constraint, z: Tree, x: Tensor) -> None:
-        """`ValueError` where the rule does not commute with `constraint` or the tangent does not fit z and x."""
-        self.rule.check(constraint)
-        if self.tangent is None:
-            return
-        for part, leaf in zip(tree.leaves(self.tangent), tree.leaves(z), strict=True):
-            shape = x[0].numel(), *leaf.shape[1:]
-            if part.shape[1:] != shape or len(part) not in (1, len(x)) or part.dtype != leaf.dtype:
-                raise ValueError(
-                    f"the tangent of a leaf of z {tuple(leaf.shape)} with respect to x {tuple(x.shape)} has shape "
-                    f"(batch or 1, {', '.join(map(str, shape))}) and its dtype; got {tuple(part.shape)}, {part.dtype}"
-                )
+        """`ValueError` where the rule does not commute with `constraint`, or rule, rates or tangent do not fit z and x."""
+        require_per_sample("the rate of an input step", self.rule.rate, x)
+        self.rule.check(constraint, x)
+        if self.tangent is not None:
+            _check_tangent(self.tangent, z, x)
 
     def carry(self, z: Tree, move: Tensor) -> Tree:
         """z as it is at its equilibrium to first order when x has moved by `move`; without a tangent `z`."""
@@ -101,6 +97,20 @@ class Step:
         if tangent is not None and tree.batch_size(tangent) > 1:
             tangent = tree.select(tangent, rows)
         return replace(self, x=rule, tangent=tangent)
+
+
+def _check_tangent(tangent: Tree, z: Tree, x: Tensor) -> None:
+    parts, leaves = tree.leaves(tangent), tree.leaves(z)
+    if len(parts) != len(leaves):
+        raise ValueError(f"the tangent needs a leaf for each of the {len(leaves)} leaves of z, got {len(parts)}")
+    for part, leaf in zip(parts, leaves, strict=True):
+        shape = x[0].numel(), *leaf.shape[1:]
+        if part.shape[1:] != shape or len(part) not in (1, len(x)) or part.dtype != leaf.dtype:
+            raise ValueError(
+                f"the tangent of a leaf of z {tuple(leaf.shape)} with respect to x {tuple(x.shape)} has shape "
+                f"(batch or 1, {', '.join(map(str, shape))}) and its dtype; got {tuple(part.shape)}, {part.dtype}"
+            )
+    tree.batch_size(tangent)  # all of them per sample, or none
 
 
 def _at(value: float | Schedule, k: int) -> float:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.constraint import Constraint
+from jiio.constraint import Constraint, Free
 from jiio.curvature import Linearization
-from jiio.precondition import Matrix
+from jiio.precondition import require_commuting
 from jiio.problem import Problem
 from jiio.solution import Work
 from jiio.tasks.latent_model import LatentModel, solve_equilibrium
@@ -89,9 +89,12 @@ class ImageRule:
         assert self.inverse is not None, "the joint map refreshes a rule before it asks for a direction"
         return tree.times(self.inverse, gradient)
 
-    def check(self, constraint: Constraint) -> None:
-        """Commutes with `Free` only."""
-        Matrix(self.spread).check(constraint)
+    def check(self, constraint: Constraint, x: Tensor) -> None:
+        """Commutes with `Free` only; a weight row for each sample."""
+        require_commuting(constraint, (Free,), "a curvature of images")
+        if x.dim() != 2 or x.shape[1] != self.tangent.shape[1] or len(x) != len(self.weight):
+            shapes = f"tangent {tuple(self.tangent.shape)}, weight {tuple(self.weight.shape)}, x {tuple(x.shape)}"
+            raise ValueError(f"an image rule has tangent (pixels, latent) and weight (batch, pixels); got {shapes}")
 
     def select(self, rows: Tensor) -> ImageRule:
         """The rule of the samples `rows`."""
