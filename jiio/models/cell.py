@@ -51,6 +51,9 @@ class WellPosedCell(nn.Module):
             raise ValueError(f"contraction must lie in (0, 1), got {contraction}")
         if not channels or min(channels) < 1:
             raise ValueError(f"channels needs one positive number per scale, got {tuple(channels)}")
+        shapes = getattr(injection, "shapes", None)
+        if shapes is not None and tuple(shape[0] for shape in shapes) != tuple(channels):
+            raise ValueError(f"channels {tuple(channels)} are not those of the injection's shapes {tuple(shapes)}")
         self.injection, self.channels = injection, tuple(channels)
         self.contraction, self.activation = contraction, activation
         # weights[0] acts within the finest scale; weights[s] on scale s and the pooled scale s - 1, and back to both

@@ -43,6 +43,7 @@ class ImageInjection(nn.Module):
         super().__init__()
         if not limit > 0:
             raise ValueError(f"limit must be positive, got {limit}")
+        _check_sides(image_shape, shapes, patch)
         self.shapes, self.patch, self.limit, self.activation = tuple(shapes), patch, limit, activation
         width = shapes[0][0]
         self.stem = nn.Parameter(0.1 * torch.randn(width, image_shape[0] * patch**2, 3, 3))
@@ -76,6 +77,17 @@ class ImageInjection(nn.Module):
             return tuple(maps)
 
         return u
+
+
+def _check_sides(image_shape: Shape, shapes: Sequence[Shape], patch: int) -> None:
+    if patch < 1 or not shapes:
+        raise ValueError(f"an image injection needs a patch of at least 1 and a scale, got {patch} and {tuple(shapes)}")
+    for s, shape in enumerate(shapes):
+        if any(side * (patch << s) != whole for side, whole in zip(shape[1:], image_shape[1:], strict=True)):
+            raise ValueError(
+                f"scale {s} of z, {tuple(shape)}, must have the sides of the image {tuple(image_shape)} over {patch << s} = "
+                f"patch {patch} times 2 for each further scale: change shapes or patch, or resize the image"
+            )
 
 
 def _of_norm(weight: Tensor, gain: Tensor) -> Tensor:

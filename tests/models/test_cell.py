@@ -170,6 +170,10 @@ def test_wrong_options_are_refused() -> None:
         WellPosedCell(injection, channels=(4, 6, 5), contraction=1.0)
     with pytest.raises(ValueError, match="channels"):
         WellPosedCell(injection, channels=())
+    with pytest.raises(ValueError, match=r"channels \(4, 6\) are not those of the injection's shapes \(\(4, 8, 8\)"):
+        WellPosedCell(injection, channels=(4, 6))
+    with pytest.raises(ValueError, match=r"channels \(4, 6, 6\) are not those"):
+        WellPosedCell(injection, channels=(4, 6, 6))
     with pytest.raises(ValueError, match="unknown activation 'gelu'"):
         Activation("gelu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unit_gain"):

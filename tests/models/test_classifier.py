@@ -61,3 +61,8 @@ def test_impossible_shapes_are_refused() -> None:
         ClassifierConfig(classes=1)
     with pytest.raises(ValueError, match="limit"):
         ImageInjection((1, 8, 8), [(4, 4, 4)], limit=0.0)
+    for shapes in ([(4, 8, 8)], [(4, 4, 2)], [(4, 4, 4), (6, 4, 4)], [(4, 4, 4), (6, 2, 2), (8, 1, 1), (8, 0, 0)]):
+        with pytest.raises(ValueError, match=r"scale \d of z, .*must have the sides of the image \(1, 8, 8\) over"):
+            ImageInjection((1, 8, 8), shapes)
+    with pytest.raises(ValueError, match="patch"):
+        ImageInjection((1, 8, 8), [(4, 8, 8)], patch=0)
