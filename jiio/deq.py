@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jiio.fixed_point import check_budget, check_start, iterate
+from jiio.fixed_point import check_budget, check_options, check_start, iterate
 from jiio.implicit import attached, report_unconverged
 from jiio.joint import EquilibriumMap
 from jiio.problem import Problem
@@ -45,6 +45,7 @@ class DEQ(nn.Module):
     ):
         super().__init__()
         check_budget(max_steps, (tol, gradient_tol))
+        check_options(solver, on_failure)
         self.f, self.solver, self.max_steps, self.tol = f, solver, max_steps, tol
         self.gradient_tol = gradient_tol
         self.on_failure: OnFailure = on_failure

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from numbers import Real
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -104,14 +105,32 @@ def check_budget(max_steps: int, tol: float | tuple[float, ...]) -> None:
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
     for value in tol if isinstance(tol, tuple) else (tol,):
+        if not isinstance(value, Real):
+            raise ValueError(f"tol is a number, or of a joint solve a tuple of three; got {value!r}")
         if not value > 0:
             raise ValueError(f"tol must be positive, got {tol}")
 
 
+def check_options(solver: Solver, on_failure: OnFailure) -> None:
+    """`ValueError` for a solver or an answer to failure that is none."""
+    if isinstance(solver, type) or not hasattr(solver, "init"):
+        raise ValueError(f"solver is an instance such as Picard() or Anderson(history=5), got {solver!r}")
+    if on_failure not in get_args(OnFailure):
+        raise ValueError(f"on_failure is 'warn', 'raise' or 'ignore', got {on_failure!r}")
+
+
+def require_samples(start: Tree) -> None:
+    """`ValueError` for an empty batch."""
+    if not tree.batch_size(start):
+        shapes = [tuple(leaf.shape) for leaf in tree.leaves(start)]
+        raise ValueError(f"the batch is empty, there is nothing to solve: the start has shapes {shapes}")
+
+
 def check_start(start: Tree) -> None:
-    """`ValueError` for a start that is no tree of finite floats."""
-    tree.batch_size(start)
+    """`ValueError` for a start that is no tree of finite floats of at least one sample."""
+    require_samples(start)
     for leaf in tree.leaves(start):
+        tree.inside(leaf)
         if not leaf.is_floating_point():
             raise ValueError(f"every leaf of the start must be a float tensor, got {leaf.dtype}")
     if not bool((ok := tree.finite(start)).all()):
@@ -138,6 +157,7 @@ def fixed_point(
     (True, 0.7391)
     """
     check_budget(max_steps, tol)
+    check_options(solver, on_failure)
     check_start(start)
     solution = iterate(
         PlainMap(F, Work()),
@@ -167,6 +187,7 @@ def iterate(
     A sample that is finished is recorded and never touched again; when most of the batch is finished, its rows are
     taken out, so that they cost nothing more. Memory: the best iterates, s and F(s), beside the solver's.
     """
+    require_samples(start)
     whole = F
     s = tree.detach(start)
     del start  # of no more use after the first step

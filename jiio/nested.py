@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jiio import tree
 from jiio.autodiff import pull
-from jiio.fixed_point import OneBlock, iterate
+from jiio.fixed_point import OneBlock, check_budget, check_options, iterate
 from jiio.input_memory import InputMemory
 from jiio.joint import JointMap, cost_slope, equilibrium
 from jiio.optimizer import LBFGS, PGD, Adam, Optimizer
@@ -86,9 +86,11 @@ def nested(
     sample is the best one met. `callback(round, state, work)` sees each solved state. The residuals are those of `solve`,
     measured once at the end; a baseline that ran its rounds is usually BUDGET, so failure is not reported unless asked.
     """
-    problem.check(start)
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
+    check_budget(rounds, (solve_tol, tol))
+    check_options(solver, on_failure)
+    problem.check(start)
     if isinstance(optimizer, PGD):
         Step(optimizer.rule).check(problem.constraint, start.z, start.x)
     work = Work()

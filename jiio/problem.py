@@ -55,6 +55,11 @@ class Problem:
     context: tuple[Any, ...] = ()
     compute_dtype: torch.dtype | None = field(default=None, kw_only=True)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.context, tuple):
+            kind = type(self.context).__name__
+            raise ValueError(f"give context as a tuple, one entry for each argument of f after x: (y,), not a {kind}")
+
     def start(self, x: Tensor, z: Tree) -> State:
         """A state at `x` with equilibrium guess `z` and multiplier 0."""
         return State(z, tree.apply(torch.zeros_like, z), x)
@@ -109,6 +114,11 @@ class Problem:
         """`ValueError`, naming shapes and values, for a start that does not fit; f and the cost are checked when they are
         first evaluated."""
         check_start(start)
+        dtypes = [leaf.dtype for leaf in tree.leaves(start.z)]
+        if any(dtype != start.x.dtype for dtype in dtypes):
+            raise ValueError(
+                f"z and x need one dtype: x has {start.x.dtype}, the leaves of z {dtypes}; cast one of them"
+            )
         require_same_form("mu", start.z, start.mu)
         batch = tree.batch_size(start)
         for part in self.context:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from jiio import tree
 from jiio.automatic import automatic_step
-from jiio.fixed_point import Callback, check_budget, iterate
+from jiio.fixed_point import Callback, check_budget, check_options, iterate
 from jiio.input_memory import InputMemory
 from jiio.joint import COMPARABLE, JointMap, cost_slope, equilibrium
 from jiio.problem import Problem, State
@@ -52,6 +52,7 @@ def solve(
     """
     tolerances = tol if isinstance(tol, tuple) else (tol, tol, tol)
     check_budget(max_steps, tolerances)
+    check_options(solver, on_failure)
     if len(tolerances) != 3:
         raise ValueError(f"tol is one number or three, for (z, mu, x); got {tol}")
     problem.check(start)

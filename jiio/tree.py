@@ -64,18 +64,19 @@ def inner(a: Tree, b: Tree) -> Tensor:
     >>> inner(torch.ones(2, 3), torch.ones(2, 3))
     tensor([3., 3.])
     """
-    products = [(u * v).sum(_inside(u)) for u, v in zip(leaves(a), leaves(b), strict=True)]
+    products = [(u * v).sum(inside(u)) for u, v in zip(leaves(a), leaves(b), strict=True)]
     return products[0] if len(products) == 1 else torch.stack(products).sum(0)
 
 
 def norm(tree: Tree) -> Tensor:
     """Euclidean norm of each sample over all leaves, shape (batch,)."""
     # over dimensions as they are: flattening a channels-last map would copy it
-    norms = [torch.linalg.vector_norm(leaf, dim=_inside(leaf)) for leaf in leaves(tree)]
+    norms = [torch.linalg.vector_norm(leaf, dim=inside(leaf)) for leaf in leaves(tree)]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
 
-def _inside(leaf: Tensor) -> tuple[int, ...]:
+def inside(leaf: Tensor) -> tuple[int, ...]:
+    """The dimensions beside the batch; `ValueError` where there is none."""
     if leaf.dim() == 1:
         raise ValueError(f"a leaf needs a dimension beside the batch, got shape {tuple(leaf.shape)}; use x[:, None]")
     return tuple(range(1, leaf.dim()))

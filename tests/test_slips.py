@@ -1,0 +1,86 @@
+"""Slips of the hand are answered by what to do, not by an error from the depths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from jiio import DEQ, Anderson, Picard, Problem, State, fixed_point, nested, newton_step, solve
+from tests.problems import SmoothCell, smooth_problem, zeros
+
+EMPTY = "the batch is empty"
+PROBLEM = smooth_problem(SmoothCell())
+START = zeros(PROBLEM)
+
+
+def nothing() -> tuple[Problem, State]:
+    problem = smooth_problem(SmoothCell(), batch=0)
+    return problem, zeros(problem)
+
+
+def scalar_problem() -> Problem:
+    return Problem(lambda z, x: 0.5 * z + x, lambda z, x: z.square())
+
+
+SLIPS = {
+    "solve nothing": (lambda: solve(*nothing()), EMPTY + r".*\(0, 6\)"),
+    "solve nothing by mixing": (lambda: solve(*nothing(), solver=Anderson()), EMPTY),
+    "no fixed point": (lambda: fixed_point(torch.cos, torch.zeros(0, 1)), EMPTY),
+    "no baseline": (lambda: nested(*nothing()), EMPTY),
+    "no step": (lambda: newton_step(*nothing()), EMPTY),
+    "no inference": (lambda: DEQ(lambda z, x: x)(torch.zeros(0, 1), torch.zeros(0, 1)), EMPTY),
+    "x without entries": (
+        lambda: solve(scalar_problem(), scalar_problem().start(torch.zeros(3), torch.zeros(3))),
+        r"dimension beside the batch, got shape \(3,\); use x\[:, None\]",
+    ),
+    "inference without entries": (lambda: DEQ(torch.add)(torch.zeros(3), torch.zeros(3, 1)), "beside the batch"),
+    "fixed point without entries": (lambda: fixed_point(torch.cos, torch.zeros(3)), "beside the batch"),
+    "bare context": (
+        lambda: Problem(PROBLEM.f, PROBLEM.cost, context=torch.zeros(3, 6)),  # type: ignore[arg-type]
+        r"give context as a tuple.*\(y,\), not a Tensor",
+    ),
+    "context in a list": (
+        lambda: Problem(PROBLEM.f, PROBLEM.cost, context=[torch.zeros(3, 6)]),  # type: ignore[arg-type]
+        "give context as a tuple.*not a list",
+    ),
+    "tol in a list": (
+        lambda: solve(PROBLEM, START, tol=[1e-3, 1e-2, 1e-2]),  # type: ignore[arg-type]
+        r"tol is a number, or of a joint solve a tuple of three; got \[0.001",
+    ),
+    "tol in words": (lambda: fixed_point(torch.cos, torch.zeros(1, 1), tol="1e-3"), "tol is a number"),  # type: ignore[arg-type]
+    "tol of a baseline": (lambda: nested(PROBLEM, START, tol=0.0), "tol must be positive"),
+    "float32 z": (
+        lambda: solve(PROBLEM, PROBLEM.start(START.x, START.z.float())),
+        r"x has torch.float64, the leaves of z \[torch.float32\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("call, message", SLIPS.values(), ids=SLIPS)
+def test_a_slip_is_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+CALLS = {
+    "solve": lambda **options: solve(PROBLEM, START, **options),
+    "nested": lambda **options: nested(PROBLEM, START, **options),
+    "fixed_point": lambda **options: fixed_point(torch.cos, torch.ones(2, 1), **options),
+    "DEQ": lambda **options: DEQ(SmoothCell().f, **options),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("kind", [Picard, Anderson, "anderson"])
+def test_a_class_or_a_name_is_no_solver(call, kind: object) -> None:
+    with pytest.raises(ValueError, match=r"solver is an instance such as Picard\(\)"):
+        call(solver=kind)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("answer", ["error", None, True])
+def test_an_unknown_answer_to_failure_is_refused(call, answer: object) -> None:
+    with pytest.raises(ValueError, match=f"on_failure is 'warn', 'raise' or 'ignore', got {answer!r}"):
+        call(on_failure=answer)
