@@ -141,11 +141,13 @@ class L2Ball(Constraint):
         require_shape("center", self.center, x)
         center, radius = like(self.center, x), radius_of(self.radius, x)
         offset = x - center
+        unit = far_unit(norm(offset.detach()))
+        offset = offset / wide(unit, x)
         size = norm(offset)
         # the quotient is taken where x is outside only, so that its derivative exists at the centre too
-        outside = size > radius
+        outside = size > radius / unit
         factor = radius / torch.where(outside, size, torch.ones_like(size))
-        return torch.where(wide(outside, x), center + wide(factor, x) * offset, x)
+        return torch.where(wide(outside, x), torch.addcmul(center, wide(factor, x), offset), x)
 
     def select(self, rows: Tensor) -> L2Ball:
         """Rows of centres and radii."""
@@ -225,6 +227,15 @@ class Simplex(Constraint):
 def norm(x: Tensor) -> Tensor:
     """The Euclidean norm of each sample, (batch,)."""
     return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())))
+
+
+def far_unit(size: Tensor) -> Tensor:
+    """A unit of length for each `size`, a norm or its square: 1, and a large one where squares of finite numbers overflowed.
+
+    >>> far_unit(torch.tensor([1e19, torch.inf])) > 1
+    tensor([False,  True])
+    """
+    return torch.ones_like(size).masked_fill(size.isinf(), torch.finfo(size.dtype).max ** 0.75)
 
 
 def _cpu(value: float | Tensor) -> Tensor:

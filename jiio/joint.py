@@ -158,7 +158,8 @@ class JointMap:
         rate = self.step.rate(k, self.memory.lag)
         if k < self.cut_steps and self.step.cut is not None:
             rate = rate * self.memory.factor
-        return rate, self.problem.constraint.moved(s.x, wide(rate, s.x) * direction)
+        with torch.no_grad():  # else sets whose tensors require grad would chain all steps of a solve into one graph
+            return rate, self.problem.constraint.moved(s.x, wide(rate, s.x) * direction)
 
     def _next(self, s: State, now: Gradients, rate: Tensor, change: Tensor, k: int) -> State:
         """The step, shortened where it turned against the last ones."""
@@ -196,7 +197,10 @@ class JointMap:
 
     def project(self, s: State) -> State:
         """The state with x projected onto the constraint."""
-        return s._replace(x=self.problem.constraint.project(s.x)) if not self.symmetric else s
+        if self.symmetric:
+            return s
+        with torch.no_grad():
+            return s._replace(x=self.problem.constraint.project(s.x))
 
     def settled(self, s: State) -> State:
         """z caught up with x, by evaluations of f alone, so that the cost can be compared."""

@@ -95,7 +95,7 @@ def nested(
         Step(optimizer.rule).check(problem.constraint, start.z, start.x)
     work = Work()
     floor = floor_of(cost_slope(problem, start, work=work))
-    x, memory = problem.constraint.project(start.x.detach()), optimizer.init(start.x)
+    x, memory = problem.constraint.project(start.x.detach()).detach(), optimizer.init(start.x)
     state, best, best_cost = start, start, start.x.new_full((len(x),), torch.inf)
     for k in range(rounds):
         z0, mu0 = (state.z, state.mu) if warm and k else (start.z, None)
@@ -107,7 +107,7 @@ def nested(
         if callback is not None:
             callback(k, state, work)
         x, memory = optimizer.step(memory, x, gradient, cost)
-        x = problem.constraint.project(x)
+        x = problem.constraint.project(x).detach()
     solution = _measured(problem, best, floor, work, _rule(optimizer), tol)
     return settle_failure(solution, solution.residual.new_full((3,), tol), on_failure)
 

@@ -80,7 +80,7 @@ def solve(
 
 def settle(problem: Problem, start: State, *, work: Work, tol: float) -> State:
     """The start with x made feasible and z at its equilibrium to `tol`, so that its cost can be compared."""
-    x = problem.constraint.project(start.x.detach())
+    x = problem.constraint.project(start.x.detach()).detach()
     z = equilibrium(problem, tree.detach(start.z), x, work=work, tol=tol).value
     return State(z, tree.detach(start.mu), x)
 
