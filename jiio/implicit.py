@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.krylov import LinearSolution, gmres, minres
+from jiio.krylov import RESTART, LinearSolution, gmres, minres
 from jiio.solution import ConvergenceWarning, NotConverged, OnFailure, Solution
 
 T = TypeVar("T")
@@ -22,6 +22,7 @@ def implicit(
     *,
     tol: float = 1e-6,
     max_steps: int = 300,
+    restart: int = RESTART,
     on_failure: OnFailure = "warn",
     callback: Callable[[LinearSolution], None] | None = None,
 ) -> T:
@@ -31,7 +32,9 @@ def implicit(
     backward pass solves one linear system in (dR/ds)^T. For a free x R is the gradient of the Lagrangian and its Jacobian
     the symmetric, indefinite Hessian: MINRES. For a constrained x, and for an equilibrium alone: GMRES.
 
-    tol, max_steps: of the linear solve, relative residual and products. `callback` receives its result (with a status per
+    tol, max_steps: of the linear solve, relative residual and products. restart: products after which GMRES starts over.
+    Until then it keeps one vector of the size of (z, mu, x) for each, so a smaller one bounds memory; but an
+    ill-conditioned system then stands still, whatever `max_steps`. `callback` receives its result (with a status per
     sample); samples that miss `tol` are reported according to `on_failure`. A solution that has itself not converged is
     reported here too: its derivative is that of a point that is not a solution (unfinished, or on a kink of a ReLU cell).
 
@@ -41,7 +44,7 @@ def implicit(
     if not torch.is_grad_enabled():
         return solution.value
     report_unconverged(solution, on_failure)
-    value = attached(solution, tol=tol, max_steps=max_steps, on_failure=on_failure, callback=callback)
+    value = attached(solution, tol=tol, max_steps=max_steps, restart=restart, on_failure=on_failure, callback=callback)
     if value is None:
         raise ValueError(
             "nothing to differentiate: the solution depends on no tensor that requires a gradient. Was the cell bound "
@@ -55,6 +58,7 @@ def attached(
     *,
     tol: float,
     max_steps: int = 300,
+    restart: int = RESTART,
     on_failure: OnFailure = "warn",
     callback: Callable[[LinearSolution], None] | None = None,
 ) -> T | None:
@@ -63,7 +67,7 @@ def attached(
     residual = tree.leaves(solution.map.residual(tree.build(solution.value, state)))
     if not _depends_on_more_than(state, residual):
         return None
-    options = _Options(solution.map, state, tol, max_steps, on_failure, callback)
+    options = _Options(solution.map, state, tol, max_steps, restart, on_failure, callback)
     values = [leaf.detach() for leaf in state]
     return tree.build(solution.value, list(_Attach.apply(options, *values, *residual)))  # pyright: ignore
 
@@ -74,6 +78,7 @@ class _Options:
     state: list[Tensor]
     tol: float
     max_steps: int
+    restart: int
     on_failure: OnFailure
     callback: Callable[[LinearSolution], None] | None
 
@@ -128,7 +133,7 @@ def _transposed_solve(options: _Options, residual: Sequence[Tensor], gradients: 
     if options.map.symmetric:
         solved = minres(product, v, tol=options.tol, max_steps=options.max_steps)
     else:
-        solved = gmres(product, v, tol=options.tol, max_steps=options.max_steps)
+        solved = gmres(product, v, tol=options.tol, max_steps=options.max_steps, restart=options.restart)
     if options.callback is not None:
         options.callback(solved)
     _report_adjoint(solved, options)
@@ -139,9 +144,12 @@ def _report_adjoint(solved: LinearSolution, options: _Options) -> None:
     failed = int((~solved.converged).sum())
     if not failed or options.on_failure == "ignore":
         return
+    restarts = not options.map.symmetric and solved.steps > options.restart and options.restart < solved.value.shape[1]
+    first = f"a restart above {options.restart} (each one starts GMRES over), " if restarts else ""
     message = (
         f"the adjoint solve of {failed} of {len(solved.converged)} samples stopped at a relative residual of up to "
-        f"{float(solved.residual.max()):.1e}, tolerance {options.tol:.1e}. Try: a larger max_steps or tol of implicit(...)."
+        f"{float(solved.residual.max()):.1e}, tolerance {options.tol:.1e}. Try: {first}a larger "
+        "max_steps or tol of implicit(...)."
     )
     if options.on_failure == "raise":
         raise NotConverged(message, solved)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from jiio import DEQ, Anderson, Box, Broyden, Constraint, Free, L2Ball, Problem, Scalar, State, Step, implicit, solve
 from jiio.krylov import LinearSolution
-from jiio.solution import ConvergenceWarning, NotConverged
+from jiio.solution import ConvergenceWarning, NotConverged, Solution
 from tests.problems import D, N, SmoothCell, smooth_problem, zeros
 
 TIGHT = 1e-12
@@ -139,6 +139,37 @@ def test_an_unfinished_adjoint_solve_is_reported() -> None:
         outer(implicit(solution, tol=1e-13, max_steps=2)).backward()
     with pytest.raises(NotConverged, match="adjoint solve"):
         outer(implicit(solution, tol=1e-13, max_steps=2, on_failure="raise")).backward()
+
+
+def ill_conditioned(y: Tensor) -> Solution[State]:
+    """20 + 20 + 6 unknowns, x in a box and partly at its bounds: an adjoint system that GMRES(30) does not solve."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    A, V, b, C = 0.6 * torch.linalg.qr(draw(20, 20)).Q, draw(20, 6) / 2, 0.3 * draw(20), draw(15, 20) / 2
+
+    def cost(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * (z @ C.T - y).square().sum(1) + 0.05 * x.square().sum(1)
+
+    problem = Problem(lambda z, x, y: torch.tanh(z @ A.T + x @ V.T + b), cost, Box(-0.1, 0.1), context=(y,))
+    start = problem.start(y.new_zeros(len(y), 6), y.new_zeros(len(y), 20))
+    return solve(problem, start, tol=1e-10, max_steps=4000, on_failure="ignore")
+
+
+def test_an_ill_conditioned_boxed_problem_has_its_exact_gradient() -> None:
+    y = 0.5 * torch.randn(2, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    y.requires_grad_()
+    solution = ill_conditioned(y)
+    assert bool(solution.converged.all())
+    seen: list[LinearSolution] = []
+    (gradient,) = torch.autograd.grad(outer(implicit(solution, tol=1e-9, callback=seen.append)), y)
+    assert bool(seen[0].converged.all()) and seen[0].steps < 60
+    slopes, directions = central_difference(lambda: outer(ill_conditioned(y.detach()).value), y)
+    assert relative_error((directions * gradient).flatten(1).sum(1), slopes) < 1e-5
+    with pytest.warns(ConvergenceWarning, match="Try: a restart above 10"):
+        outer(implicit(solution, restart=10)).backward()
 
 
 def test_an_unconverged_solution_is_not_differentiated_silently() -> None:

@@ -191,6 +191,23 @@ def test_restarted_gmres_converges_too() -> None:
     assert torch.allclose(found.value, torch.linalg.solve(A, b), atol=1e-7)
 
 
+def test_more_products_than_a_block_holds_need_no_restart() -> None:
+    """A cyclic shift has its solution in the last of its n directions; the basis is allocated by 30."""
+    for n in (31, 60, 70):
+        shift, first = torch.roll(torch.eye(n, dtype=DOUBLE), 1, 0)[None], torch.eye(n, dtype=DOUBLE)[:1]
+        found = gmres(product(shift), first)
+        assert bool(found.converged) and found.steps == n + 1
+        assert torch.allclose(product(shift)(found.value), first)
+
+
+def test_neighbours_that_take_more_blocks_do_not_change_a_bit() -> None:
+    A = torch.stack([torch.eye(70, dtype=DOUBLE) + 0.02 * draw(70, 70), torch.roll(torch.eye(70, dtype=DOUBLE), 1, 0)])
+    b = torch.stack([draw(70, seed=1), torch.eye(70, dtype=DOUBLE)[0]])
+    together, short = gmres(product(A), b), gmres(product(A[[0, 0]]), b[[0, 0]])
+    assert short.steps < 25 < 70 < together.steps
+    assert torch.equal(together.value[0], short.value[0])
+
+
 def test_bad_input_is_named() -> None:
     b = torch.ones(2, 3)
     for call, message in [
