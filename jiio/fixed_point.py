@@ -18,8 +18,8 @@ from jiio.solver import Anderson, Solver
 from jiio.tree import Tree
 
 # Steps between looks at the residuals of a long solve, which are measured for a look alone. Each look synchronises with
-# the device once; a sample that converges between two looks takes a step too many. A solve of z or mu alone takes some
-# five steps and looks at each.
+# the device once; a sample that converges between two looks takes up to two steps too many. A solve of z or mu alone takes
+# some five steps and looks at each.
 CHECK_EVERY = 3
 Callback = Callable[[int, Tree, "Evaluation"], None]
 

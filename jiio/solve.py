@@ -39,7 +39,8 @@ def solve(
 
     step: rates and input rule; `None` estimates each sample's curvature at its start.
     tol: relative residuals of (z, mu, x), or one number for all. Of x it is the distance that a full input step would
-    move it, divided by the constraint's scale (1 for a free x: latent units; the radius of a ball).
+    move it, divided by the constraint's scale (1 for a free x: latent units; the radius of a ball). That step is P g: with a
+    number for P, flat directions of an ill-conditioned problem hardly count, with a `newton_step` or matrix they do.
     on_failure: "warn" with a `ConvergenceWarning`, "raise" `NotConverged`, or "ignore".
 
     Raises `ValueError`, naming shapes or values, for input that can't be solved.

@@ -1,7 +1,7 @@
 """Nested tuples of tensors, every leaf with the batch first, as one vector per sample.
 
 A multi-scale equilibrium is a tuple of feature maps; a joint state is a tuple of trees. The solvers only ever need
-the few operations below. PyTorch's own pytree module is private, so these forty lines are ours.
+the few operations below. PyTorch's own pytree module is private, so these functions are ours.
 """
 
 from __future__ import annotations
