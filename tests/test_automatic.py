@@ -1,4 +1,4 @@
-"""The measured steps on problems that are none of a benchmark's: fewer measurements than latents, kinks, cells that run away."""
+"""Measured steps on problems that are none of a benchmark: fewer measurements than latents, kinks, cells that run away."""
 
 from __future__ import annotations
 
