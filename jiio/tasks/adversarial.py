@@ -44,5 +44,5 @@ class AdversarialLoss(nn.Module):
         solution = self.method.run(problem, State(z, tree.apply(torch.zeros_like, z), images), self.threat)
         loss = -problem.lagrangian(solution.value).mean()
         if self.clean:
-            loss = (1 - self.clean) * loss + self.clean * F.cross_entropy(self.model(images), labels)
+            loss = (1 - self.clean) * loss + self.clean * F.cross_entropy(self.model(images), *problem.context)
         return loss, solution

@@ -26,6 +26,7 @@ from jiio.problem import Problem, State
 from jiio.solution import Solution, Work
 from jiio.solve import solve
 from jiio.step import Step
+from jiio.tasks.labels import check_labels
 from jiio.tasks.threat import Threat
 
 Loss = Literal["cross_entropy", "margin"]
@@ -167,16 +168,19 @@ def attack_problem(
     """Maximise the loss of `labels` (batch,) over the threat's set around `images`; with `target` minimise that of the
     targets instead.
 
-    Binds the model's weights: with graph where gradients are enabled, without under `no_grad`. `ValueError` for labels
-    that do not fit the images, and for images outside the pixel box.
+    Binds the model's weights: with graph where gradients are enabled, without under `no_grad`. `ValueError` for labels or
+    targets that are no classes of the model's, one an image, and for images outside the pixel box.
     """
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels of shape {tuple(labels.shape)} do not fit images of shape {tuple(images.shape)}")
     if bool(((images < threat.low) | (images > threat.high)).any()):
         raise ValueError(
             f"images must lie in [{threat.low}, {threat.high}], but reach from {images.min():.3g} to {images.max():.3g}"
         )
     f, readout = model.cell(), model.readout()
+    with torch.no_grad():  # any z will do to count the logits
+        classes = readout(model.start(images[:1])).shape[1]
+    labels = check_labels("labels", labels, images, classes)
+    if target is not None:
+        target = check_labels("targets", target, images, classes)
     sign = -1.0 if target is None else 1.0
     measure = _cross_entropy if loss == "cross_entropy" else _margin
 

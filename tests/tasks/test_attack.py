@@ -135,8 +135,6 @@ def test_bad_input_is_refused() -> None:
     x, labels = images(4)
     with pytest.raises(ValueError, match=r"must lie in \[0.0, 1.0\]"):
         attack(model(), x * 2 + 0.1, labels, Threat())
-    with pytest.raises(ValueError, match="labels of shape"):
-        attack(model(), x, labels[:2], Threat())
     with pytest.raises(ValueError, match="radius"):
         Threat("l2", 0.0)
     with pytest.raises(ValueError, match="norm"):
@@ -147,6 +145,37 @@ def test_bad_input_is_refused() -> None:
         JointAttack(mirror=math.nan)
     with pytest.raises(ValueError, match="clean"):
         AdversarialLoss(model(), Threat(), clean=1.0)
+
+
+@pytest.mark.parametrize("name", ["labels", "targets"])
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (lambda y: y[:2], r"of shape \(2,\) do not fit images of shape \(4, 1, 8, 8\)"),
+        (lambda y: y[:, None], r"of shape \(4, 1\) do not fit"),
+        (lambda y: torch.full_like(y, -100), "of 4 classes lie between 0 and 3, got -100 to -100"),
+        (lambda y: torch.arange(1, 5), "of 4 classes lie between 0 and 3, got 1 to 4"),
+        (lambda y: y.float(), "must be integers, got torch.float32"),
+        (lambda y: y > 1, "must be integers, got torch.bool"),
+        (lambda y: 2, r"must be an integer tensor of shape \(4,\), one entry an image; got int"),
+    ],
+)
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+def test_labels_and_targets_that_are_no_classes_are_refused(name: str, wrong, words: str, loss) -> None:
+    x, labels = images(4)
+    given = (labels, wrong(labels)) if name == "targets" else (wrong(labels), None)
+    with pytest.raises(ValueError, match=f"{name} {words}"):
+        attack(model(), x, given[0], Threat(), JointAttack(steps=1, loss=loss), target=given[1])
+
+
+def test_labels_of_other_integer_types_are_taken() -> None:
+    x, labels = images(4)
+    short = labels.to(torch.int32)
+    method = JointAttack(steps=2)
+    expected, found = (attack(model(), x, y, Threat("l2", 0.5), method, target=y) for y in (labels, short))
+    assert torch.equal(found.loss, expected.loss)
+    loss, _ = AdversarialLoss(model(), Threat("l2", 0.5), method=method, clean=0.5)(x, short)
+    assert bool(loss.isfinite())
 
 
 def test_gradients_exist_in_eval_mode() -> None:
