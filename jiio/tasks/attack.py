@@ -149,8 +149,9 @@ class Attack:
     """The strongest input found for each image, by its re-solved loss.
 
     images: attacked, feasible to 1e-6.  loss: re-solved, (batch,).  prediction: of the attacked image.  robust: whether
-    every input that was tried is classified as labelled (targeted: not as the target).  resolved: whether the equilibria
-    that these rest on were solved to 1e-4.  work: of the attack, the joint one's first equilibrium included, re-solving not.
+    every input that was tried is classified as labelled (targeted: not as the target).  resolved: whether the equilibria of
+    all these inputs, the clean image among them, were solved to 1e-4.  work: of the attack, the joint one's first equilibrium
+    included, re-solving not.
     """
 
     images: Tensor
@@ -259,4 +260,5 @@ class _Candidate(NamedTuple):
 def _stronger(old: _Candidate, new: _Candidate) -> _Candidate:
     better = new.loss > old.loss
     stronger = tree.apply(lambda a, b: torch.where(tree.wide(better, a), b, a), old, new)
-    return stronger._replace(robust=old.robust & new.robust)
+    # these two are said of all that was tried
+    return stronger._replace(robust=old.robust & new.robust, resolved=old.resolved & new.resolved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from jiio import load
 from jiio.data.digits import digits_images, digits_labels
+from jiio.joint import equilibrium
 from jiio.models import Classifier, ClassifierConfig, classifier
+from jiio.solution import Status
 from jiio.tasks.adversarial import AdversarialLoss
 from jiio.tasks.attack import JointAttack, PGDAttack, attack
 from jiio.tasks.masking import audit, bad_gradients, surrogate, transferred, unrolled_logits
@@ -176,6 +179,25 @@ def test_labels_of_other_integer_types_are_taken() -> None:
     assert torch.equal(found.loss, expected.loss)
     loss, _ = AdversarialLoss(model(), Threat("l2", 0.5), method=method, clean=0.5)(x, short)
     assert bool(loss.isfinite())
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_an_attack_is_resolved_only_if_everything_tried_is(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`robust` rests on the clean image, on the first solve and on the restart, whichever of them wins."""
+    calls = []
+
+    def solved(*arguments, **options):
+        found = equilibrium(*arguments, **options)
+        calls.append(found)
+        return (
+            replace(found, status=torch.full_like(found.status, Status.BUDGET)) if len(calls) == failing + 1 else found
+        )
+
+    monkeypatch.setattr("jiio.tasks.attack.equilibrium", solved)
+    x, labels = images(4)
+    found = attack(model(), x, labels, Threat("l2", 0.8), JointAttack(restarts=2, mirror=math.inf))
+    assert len(calls) == 3
+    assert not bool(found.resolved.any())
 
 
 def test_gradients_exist_in_eval_mode() -> None:
