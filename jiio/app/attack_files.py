@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jiio.app.figure import image_grid
+from jiio.app.run_folder import UserError
 from jiio.app.table import console
 from jiio.data import write_image
 from jiio.models import Classifier
@@ -23,15 +24,20 @@ def attack_and_write(
     model: Classifier, paths: Sequence[Path], images: Tensor, threat: Threat, output: Path, *,
     target: int | None, restarts: int, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Attack `images` away from the model's own answers, or towards `target`; write them below `output`."""
+    """Attack `images` away from the model's own answers, or towards `target`; write them below `output`.
+
+    Images that the model takes for the target as they are are named and left out; `UserError` where that is all of them.
+    Distances and predictions are those of the files, whose 8 bits may put them a little outside the ball.
+    """
     with torch.no_grad():
         answers = model(images).argmax(1)
+    paths, images, answers = _off_target(paths, images, answers, target)
     goal = None if target is None else torch.full_like(answers, target)
     method = JointAttack(steps=60, restarts=restarts, seed=seed)
     found = attack(model, images, answers, threat, method, target=goal)
-    offset = found.images - images
-    sizes = offset.flatten(1).norm(dim=1) if threat.norm == "l2" else offset.flatten(1).abs().amax(1)
     stored = (found.images * 255).round() / 255  # files have 8 bits
+    offset = (stored - images).flatten(1)
+    sizes = offset.norm(dim=1) if threat.norm == "l2" else offset.abs().amax(1)
     with torch.no_grad():
         predictions = model(stored).argmax(1)
     files = []
@@ -41,8 +47,7 @@ def attack_and_write(
     ):
         files.append(output / f"{path.stem}-attacked.png")
         write_image(image, files[-1])
-        outcome = f"[bold]{before} -> {after}[/]" if before != after else f"still {before}"
-        console.print(f"{files[-1]}: {outcome}, {threat.norm} distance {size:.2f}")
+        console.print(f"{files[-1]}: {outcome(before, after, target, threat)}; {threat.norm} distance {size:.2f}")
     picture = _picture(images.cpu(), stored.cpu(), answers.tolist(), predictions.tolist(), output)
     console.print(f"side by side: {picture}")
     return {
@@ -53,6 +58,27 @@ def attack_and_write(
         "distance": sizes.tolist(),
         "resolved": found.resolved.tolist(),
     }
+
+
+def _off_target(
+    paths: Sequence[Path], images: Tensor, answers: Tensor, target: int | None
+) -> tuple[list[Path], Tensor, Tensor]:
+    """The files that the model does not take for `target` already; says which it does."""
+    rows = torch.ones_like(answers, dtype=torch.bool) if target is None else answers != target
+    if not bool(rows.any()):
+        raise UserError(f"the model takes every image for {target} as it is: give another --target, or none")
+    for path, chosen in zip(paths, rows.tolist(), strict=True):
+        if not chosen:
+            console.print(f"{path}: already {target}, not attacked")
+    return [path for path, chosen in zip(paths, rows.tolist(), strict=True) if chosen], images[rows], answers[rows]
+
+
+def outcome(before: int, after: int, target: int | None, threat: Threat) -> str:
+    """What became of the answer, and what to try where it is not what was asked for."""
+    if after == target or (target is None and after != before):
+        return f"[bold]{before} -> {after}[/]"
+    reached = f"still {before}" if after == before else f"{before} -> {after}, not {target},"
+    return f"{reached} within {threat.norm} radius {threat.radius:g} (try a larger --radius)"
 
 
 def _picture(images: Tensor, attacked: Tensor, before: list[int], after: list[int], output: Path) -> Path:

@@ -78,7 +78,7 @@ def train_adversarial(options: TrainAdversarial) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackFiles(Common):
-    """Attack image files: what is the smallest-looking change that makes a classifier err?
+    """Attack image files: does the strongest change found within a radius make a classifier err?
 
     Example: jiio attack mnist-classifier digit.png --radius 2
     """
@@ -90,7 +90,8 @@ class AttackFiles(Common):
     radius: float | None = None
     """Radius of the ball; that of the training otherwise."""
     target: int | None = None
-    """The class that the attacked images shall be taken for; any other than the model's own answer otherwise."""
+    """The class that the attacked images shall be taken for, images that are already left out; any other than the model's own
+    answer otherwise."""
     restarts: int = 5
     """Solves of each image, all but the first from random places."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("attacked")

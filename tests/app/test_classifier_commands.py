@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from jiio.app.attack_files import outcome
 from jiio.app.evaluate_classifier import OWN, evaluate
 from jiio.app.main import main
 from jiio.app.run_folder import RunFolder
@@ -114,6 +115,63 @@ def test_attack_writes_files_and_a_picture(run: Path, tmp_path: Path, capsys: py
     offset = attacked - read_image(file, channels=1)
     assert 0 < float(offset.norm()) < 3 + 8 / 255
     assert (tmp_path / "out" / "attack.png").exists()
+
+
+def digits_of(model: Classifier, folder: Path, count: int = 20) -> tuple[list[Path], list[int]]:
+    """Test digits as files, and what the model takes them for."""
+    x = load_images("digits", "test")[:count]
+    paths = [folder / f"{i}.png" for i in range(count)]
+    for image, path in zip(x, paths, strict=True):
+        write_image(image, path)
+    return paths, model(torch.stack([read_image(path, channels=1) for path in paths])).argmax(1).tolist()
+
+
+def attacked(*arguments: object) -> int:
+    return main(["attack", *map(str, arguments), "--threads", "1", "--restarts", "1"])
+
+
+def test_images_of_the_target_class_are_not_attacked(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load(run)
+    assert isinstance(model, Classifier)
+    paths, answers = digits_of(model, tmp_path)
+    other = next(i for i in range(20) if answers[i] != answers[0])
+    report, out = tmp_path / "report.json", tmp_path / "out"
+    files = (run, paths[0], paths[other])
+    assert attacked(*files, "--target", answers[0], "--radius", 8, "-o", out, "--json", report) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"already {answers[0]}, not attacked" in shown
+    assert f"{answers[other]} -> {answers[0]}" in shown
+    assert json.loads(report.read_text())["files"] == [str(out / f"{other}-attacked.png")]
+    assert attacked(run, paths[0], "--target", answers[0], "-o", tmp_path / "none") == 2
+    assert f"takes every image for {answers[0]} as it is" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_failed_attack_says_its_radius_and_the_distance_is_that_of_the_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, report = tmp_path / "digit.png", tmp_path / "report.json"
+    write_image(load_images("digits", "test")[0], file)
+    assert attacked(run, file, "--radius", "0.02", "-o", tmp_path / "out", "--json", report) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "within l2 radius 0.02 (try a larger --radius)" in shown
+    after, before = (read_image(path, channels=1) for path in (tmp_path / "out" / "digit-attacked.png", file))
+    assert json.loads(report.read_text())["distance"] == [pytest.approx(float((after - before).norm()), abs=1e-6)]
+
+
+@pytest.mark.parametrize(
+    "before, after, target, words",
+    [
+        (3, 5, None, "[bold]3 -> 5[/]"),
+        (3, 7, 7, "[bold]3 -> 7[/]"),
+        (3, 3, 7, "still 3 within linf radius 0.1 (try a larger --radius)"),
+        (3, 5, 7, "3 -> 5, not 7, within linf radius 0.1 (try a larger --radius)"),
+    ],
+)
+def test_only_what_was_asked_for_counts_as_done(before: int, after: int, target: int | None, words: str) -> None:
+    assert outcome(before, after, target, Threat("linf", 0.1)) == words
 
 
 def test_audit_is_added_to_the_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
