@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from jiio.app.evaluate import Quality, enlarged, evaluate_damage
+from jiio.app.frechet import show_frechet
 from jiio.app.main import main
 from jiio.data import load_images
 from jiio.load import load
@@ -58,6 +59,15 @@ def test_frechet_distances_name_their_features(run: Path, capsys: pytest.Capture
     assert own["samples_mixture"] != evaluated(run, "--damages", "noise-0.2", "--seed", 1)["frechet"]["samples_mixture"]
     theirs = evaluated(run, "--damages", "noise-0.2", "--features", scripted(run / "rows.pt"))["frechet"]
     assert theirs["features"] == "rows.pt" and theirs["dimensions"] == 4
+
+
+@pytest.mark.parametrize("images, noisy", [(30, True), (479, True), (480, False)])
+def test_few_images_for_the_features_are_said_to_give_noise(
+    images: int, noisy: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_frechet({"features": "net", "dimensions": 48, "images": images, "halves": 0.1})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (f"{images} images for 48 features: below 480" in shown) is noisy
 
 
 def test_mistakes_are_refused_before_any_work(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
