@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from jiio.app.run_folder import UserError, user_input
-from jiio.app.table import console
+from jiio.app.table import console, counted
 from jiio.app.team import cpu_share
 from jiio.data import load_characters, load_images
 from jiio.load import Model, find_run, load, read_config
@@ -133,12 +133,15 @@ def restore(options: Restore) -> dict[str, Any]:
             measurement = damaged_measurement(images, options.damage, seed=options.seed)
         else:
             measurement = given_measurement(images, options.mask, options.noise)
-    written, restored, converged = restore_files(model, options.images, to_device(measurement, device), options.output)
+    written, restored, solution = restore_files(model, options.images, to_device(measurement, device), options.output)
     shown = (("clean", images), ("damaged", measurement.y), ("restored", restored))
     rows = [(label, some[:SHOWN], None) for label, some in shown]
     picture = image_grid(rows if options.damage else rows[1:], options.output / "restoration.png")
+    converged = solution.converged
     for path, good in zip(written, converged.tolist(), strict=True):
         console.print(f"{path}" + ("" if good else "  [yellow](the solve did not converge)[/]"))
+    steps = counted(int(solution.steps.max()), "joint step")
+    console.print(f"{int(converged.sum())} of {len(converged)} converged, after at most {steps}")
     console.print(f"side by side: {picture}")
     return {"files": [str(path) for path in written], "picture": str(picture), "converged": converged.tolist()}
 

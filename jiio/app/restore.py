@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from jiio.app.run_folder import UserError
 from jiio.data import read_image, write_image
 from jiio.models import Generator
+from jiio.problem import State
+from jiio.solution import Solution
 from jiio.tasks.measurement import Identity, Mask, Measurement, damage, measure
 from jiio.tasks.restoration import posterior_mean, restore
 
@@ -76,8 +78,8 @@ def given_measurement(images: Tensor, mask: Path | None, noise: float) -> Measur
 
 def restore_files(
     model: Generator, paths: tuple[Path, ...], measurement: Measurement, folder: Path
-) -> tuple[list[Path], Tensor, Tensor]:
-    """Write NAME-restored.png, the posterior mean of each file; the paths, the images and who converged, (batch,)."""
+) -> tuple[list[Path], Tensor, Solution[State]]:
+    """Write NAME-restored.png, the posterior mean of each file; the paths, the images and the solve behind them."""
     restored, solution = restore(model, measurement, on_failure="ignore")
     images = posterior_mean(model, restored, measurement).clamp(0, 1).cpu()
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,4 +88,4 @@ def restore_files(
         target = folder / output_name(path)
         write_image(image, target)
         written.append(target)
-    return written, images, solution.converged
+    return written, images, solution

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,12 +96,15 @@ def test_a_traceback_is_never_shown_by_the_installed_program(tmp_path: Path) -> 
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
-def test_a_damaged_digit_is_restored_to_a_file(run: str, digit: Path, tmp_path: Path) -> None:
+def test_a_damaged_digit_is_restored_to_a_file(
+    run: str, digit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for damage in ("hole", "pixels", "blur", "downsample", "superresolution", "noise-0.2"):
         out = tmp_path / damage
         assert main(["restore", run, str(digit), "--damage", damage, "-o", str(out), "--threads", "1"]) == 0
         assert read_image(out / "digit-restored.png", channels=1).shape == (1, 8, 8)
         assert (out / "restoration.png").exists()
+        assert re.search(r"[01] of 1 converged, after at most \d+ joint steps?", capsys.readouterr().out)
 
 
 def test_known_pixels_of_a_masked_file_are_kept(run: str, digit: Path, tmp_path: Path) -> None:
