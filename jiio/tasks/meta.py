@@ -227,7 +227,8 @@ class MetaLoss(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), episode.query_labels.flatten()), logits, solution
 
     def solve(self, problem: Problem, first: State) -> Solution[State]:
-        """The adaptation, without graph."""
+        """The adaptation, without graph. Of one step or round the start is returned, x = 0, its equilibrium and cost
+        evaluated: what 0 steps are to return."""
         if self.optimizer is not None:
             return nested(problem, first, optimizer=self.optimizer, rounds=max(self.steps, 1), warm=self.warm)
         steps = max(self.steps, 1)
@@ -237,7 +238,7 @@ class MetaLoss(nn.Module):
         """The solution as a function of the model's parameters, as `gradient` says."""
         if self.gradient == "exact" and self.steps:
             return implicit(solution, tol=self.linear_tol, max_steps=self.linear_steps, on_failure="ignore")
-        x = solution.value.x if self.steps else torch.zeros_like(solution.value.x)
+        x = solution.value.x
         f, count = self.model.cell(), episode.support.shape[1]
         images = episode.support.flatten(0, 1)
         deq = DEQ(f, tol=1e-3, gradient_tol=1e-3, on_failure="ignore")

@@ -149,6 +149,22 @@ def test_logits_follow_a_permutation_of_the_classes() -> None:
     assert (b[..., order] - a).detach().abs().max() < 1e-8
 
 
+@pytest.mark.parametrize("optimizer", [None, Adam(0.1)])
+@pytest.mark.parametrize("gradient", ["exact", "first_order"])
+def test_without_steps_the_model_is_a_prototypical_network(optimizer, gradient) -> None:
+    net, given = calibrated()
+    loss = MetaLoss(net, gradient=gradient, steps=0, optimizer=optimizer)
+    loss.query = Query(net, tol=1e-9)
+    value, logits, solution = loss(given)
+    assert not bool(solution.value.x.any())
+    problem, first = adaptation(net, given.support, given.support_labels, WAYS), start(net, given.support, WAYS)
+    with torch.no_grad():
+        z = equilibrium(problem, first.z, first.x, work=Work(), tol=1e-9, max_steps=500).value
+        expected = loss.query(State(z, first.mu, first.x), given.support_labels, given.query, WAYS)
+    assert float((logits - expected).detach().abs().max()) < 1e-2 * float(expected.abs().max())
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(value, [net.head.weight]))
+
+
 def test_mdeq_adapts_too() -> None:
     config = ContextConfig(
         image_shape=(1, 8, 8), margin=0, channels=(8, 8), patch=2, width=8, film=3, features=4, cell="mdeq"
