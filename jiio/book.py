@@ -21,6 +21,7 @@ STALL_GAIN = 1e-3
 TREND_WEIGHT = 0.2
 DIVERGENCE_FACTOR = 1e3
 SETTLED = 1e-2
+SETTLING = 0.1
 FAR = 0.3
 GROWING_CHECKS = 3
 # Merits are known to about this share, and to their doubt; an earlier iterate is preferred only when it was better by more.
@@ -114,6 +115,7 @@ class Book:
         self.trend = np.full(batch, np.inf)  # moving average of log(residual over tolerance)
         self.least = np.full(batch, np.inf)  # its smallest value
         self.least_defect = np.full(batch, np.inf)  # smallest |F(s) - s| of the first block
+        self.lowest = np.full(batch, np.inf)  # defect at the last clear new low
         self.growing = np.zeros(batch, dtype=np.int64)  # looks in a row at which it had grown
         self.progress = np.zeros(batch, dtype=np.int64)  # step of the last progress
 
@@ -162,6 +164,8 @@ class Book:
         gained = self.best_merit - look.merit > STALL_GAIN * np.abs(self.best_merit)
         gained |= (self.best_merit == np.inf) & np.isfinite(look.merit)
         gained |= self._falling(excess, broken)
+        if k > 0:  # a joint solve starts with z settled
+            gained |= self._settling(look)
         self.progress[gained & ~broken] = k
         # while no iterate can be compared by merit, the latest finite one stands in
         better = ~broken & ~self.finished & ((look.merit < self.best_merit) | (self.best_merit == np.inf))
@@ -169,6 +173,14 @@ class Book:
         self.best_merit[better] = look.merit[better]
         self.best_doubt[better] = look.doubt[better]
         self.best_residual[better] = look.residual[better]
+
+    def _settling(self, look: _Look) -> Mask:
+        """Whether the first block's absolute residual reached a clear new low: on the way to an equilibrium at 0 the relative
+        one stays what it is."""
+        defect = look.residual[:, 0] * look.scale
+        lower = defect < (1 - SETTLING) * self.lowest
+        self.lowest = np.where(lower, defect, self.lowest)
+        return lower
 
     def _falling(self, excess: Floats, broken: Mask) -> Mask:
         """Whether the residual's trend reached a new low: single residuals of an oscillating iteration say little."""
@@ -220,6 +232,7 @@ class Book:
             "trend",
             "least_defect",
             "growing",
+            "lowest",
             "progress",
         ):
             setattr(self, name, getattr(self, name)[unfinished])

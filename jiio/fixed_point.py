@@ -78,11 +78,16 @@ class PlainMap(OneBlock):
         raise TypeError("a plain map can't be restricted to some samples")
 
 
-def relative(defect: Tree, fs: Tree) -> tuple[Tensor, Tensor]:
-    """|defect| / |fs| and |fs| of each sample; 0 where both vanish, 1 / eps where fs alone does: an iterate may pass there."""
+def relative(defect: Tree, fs: Tree, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """|defect| / |fs| and |fs| of each sample; 0 where both vanish, 1 / eps where fs alone does: an iterate may pass there.
+
+    floor: sizes (batch,) that |fs| counts as where it is smaller.
+    """
     difference = tree.norm(defect)
     limits = torch.finfo(difference.dtype)
     size = tree.norm(fs).clamp_min(limits.tiny)
+    if floor is not None:
+        size = torch.maximum(size, floor)
     return (difference / size).clamp_max(1 / limits.eps), size
 
 

@@ -97,14 +97,15 @@ class JointMap:
 
     where a step that knows the tangent dz*/dx adds its product with the move of x to z (`Step.carry`).
 
-    mu_floor: |dcost/dz| at the start, (batch,), below which |mu| does not shrink the relative adjoint residual.
+    floor: sizes (batch,) of z and of mu, below which these do not shrink their relative residuals: that of an equilibrium
+    at 0 would stay what it is while z falls.
     memory: of the input steps, the one thing that changes in the course of a solve.
     cut_steps: how long overshooting is answered by shorter steps; a solver that mixes iterates needs a map that stays.
     """
 
     problem: Problem
     step: Step
-    mu_floor: Tensor
+    floor: tuple[Tensor, Tensor]
     work: Work
     tol_z: float
     memory: InputMemory
@@ -126,8 +127,8 @@ class JointMap:
         """The step, and the relative residuals: z by |f|, mu by max(|mu|, floor), x by rate and scale."""
         now = self._gradients(s)
         defect = tree.apply(torch.sub, now.f, s.z)
-        r_z, size_z = relative(defect, now.f)
-        size_mu = torch.maximum(tree.norm(s.mu), self.mu_floor)
+        r_z, size_z = relative(defect, now.f, self.floor[0])
+        size_mu = torch.maximum(tree.norm(s.mu), self.floor[1])
         r_mu = tree.norm(tree.apply(torch.sub, now.z, s.mu)) / size_mu
         # measured for a trace or not, a solve takes the same steps
         if self.memory.lag is None or k % CHECK_EVERY == 0:
@@ -219,7 +220,7 @@ class JointMap:
             self,
             problem=self.problem.select(rows),
             step=self.step.select(rows),
-            mu_floor=self.mu_floor[rows],
+            floor=(self.floor[0][rows], self.floor[1][rows]),
             memory=self.memory.select(rows),
         )
 

@@ -17,7 +17,7 @@ from jiio.optimizer import LBFGS, PGD, Adam, Optimizer
 from jiio.precondition import Rule, Scalar
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Status, Work, settle_failure
-from jiio.solve import floor_of
+from jiio.solve import floors
 from jiio.solver import Anderson, Solver
 from jiio.step import Step
 from jiio.tree import Tree
@@ -94,7 +94,7 @@ def nested(
     if isinstance(optimizer, PGD):
         Step(optimizer.rule).check(problem.constraint, start.z, start.x)
     work = Work()
-    floor = floor_of(cost_slope(problem, start, work=work))
+    floor = floors(start.z, cost_slope(problem, start, work=work))
     x, memory = problem.constraint.project(start.x.detach()).detach(), optimizer.init(start.x)
     state, best, best_cost = start, start, start.x.new_full((len(x),), torch.inf)
     for k in range(rounds):
@@ -121,7 +121,9 @@ def _rule(optimizer: Optimizer) -> Rule:
     return Scalar(1.0)
 
 
-def _measured(problem: Problem, state: State, floor: Tensor, work: Work, rule: Rule, tol: float) -> Solution[State]:
+def _measured(
+    problem: Problem, state: State, floor: tuple[Tensor, Tensor], work: Work, rule: Rule, tol: float
+) -> Solution[State]:
     F = JointMap(problem, Step(rule, lag=None), floor, Work(), tol, InputMemory.fresh(rule, state.x), cut_steps=0)
     now = F.evaluate(state, 0)
     converged = (now.residual <= tol).all(1)

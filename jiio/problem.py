@@ -97,6 +97,7 @@ class Problem:
         with torch.enable_grad():
             fz = self.evaluate(z, x)
             cost = self.cost(z, x, *self.context)
+        _require_graph(fz, cost)
         # seeding f with mu and cost with 1 is the gradient of the Lagrangian without forming <mu, f - z>
         outputs = [*tree.leaves(fz), cost]
         seeds = [*tree.leaves(state.mu), torch.ones_like(cost)]
@@ -133,6 +134,14 @@ class Problem:
             raise ValueError(f"cost must return one number a sample, shape {(batch,)}; it returned {tuple(cost.shape)}")
         if not cost.is_floating_point():
             raise ValueError(f"cost must return floats, got {cost.dtype}")
+
+
+def _require_graph(fz: Tree, cost: Tensor) -> None:
+    """`ValueError` for an f or a cost whose gradient would silently be 0."""
+    if not any(leaf.requires_grad for leaf in tree.leaves(fz)):
+        raise ValueError("f(z, x) does not depend on z or x as autograd sees it: is it under no_grad, or detached?")
+    if not cost.requires_grad:
+        raise ValueError("cost(z, x) does not depend on z or x as autograd sees it: is it under no_grad, or detached?")
 
 
 def _leaf(value: Tensor) -> Tensor:

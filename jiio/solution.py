@@ -45,8 +45,9 @@ _SENTENCES = {
 _REMEDIES = {
     "z": "z lags or f is no contraction in z: raise max_steps, use solver=Anderson(), or a cell that is well posed",
     "mu": "the adjoint lags: raise max_steps or lower the input step so that x waits for mu",
-    "x": "the input still moves: raise max_steps, give a measured step (jiio.newton_step) or a larger one; a ReLU "
-    "cell can have its minimum on a kink, where no fixed point exists",
+    "x": "the input still moves: raise max_steps; use solver=Delayed() or a lower rate where its steps overshoot, a measured "
+    "step (jiio.newton_step) or a higher rate where they are short; a ReLU cell can have its "
+    "minimum on a kink, where no fixed point exists",
     "s": "raise max_steps, damp the iteration with Picard(damping=...), or use solver=Anderson() or Broyden()",
 }
 

@@ -17,6 +17,7 @@ from jiio.step import Step
 from jiio.tree import Tree
 
 Tolerance = float | tuple[float, float, float]
+SMALL_EQUILIBRIUM = 1e-3
 
 
 def solve(
@@ -66,7 +67,7 @@ def solve(
     slope = cost_slope(problem, start, work=work)
     # J^T mu + dcost/dz at mu = 0, had for nothing; one step further than 0
     unset = (tree.norm(start.mu) == 0) & tree.finite(slope)
-    start, floor = start._replace(mu=tree.where(unset, slope, start.mu)), floor_of(slope)
+    start, floor = start._replace(mu=tree.where(unset, slope, start.mu)), floors(start.z, slope)
     if step is None:
         step = automatic_step(problem, start, work=work)
     memory = InputMemory.fresh(step.rule, start.x)
@@ -86,7 +87,8 @@ def settle(problem: Problem, start: State, *, work: Work, tol: float) -> State:
     return State(z, tree.detach(start.mu), x)
 
 
-def floor_of(slope: Tree) -> Tensor:
-    """|dcost/dz| of each sample, (batch,): the size below which the adjoint residual is not measured against |mu|."""
-    size = tree.norm(slope)
-    return size.clamp_min(torch.finfo(size.dtype).tiny)
+def floors(z: Tree, slope: Tree) -> tuple[Tensor, Tensor]:
+    """What residuals of z and mu are measured against at least, each (batch,): a thousandth of the equilibrium at the start,
+    and |dcost/dz| there."""
+    sizes = SMALL_EQUILIBRIUM * tree.norm(z), tree.norm(slope)
+    return sizes[0], sizes[1].clamp_min(torch.finfo(sizes[1].dtype).tiny)

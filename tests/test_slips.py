@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
-from jiio import DEQ, Anderson, Picard, Problem, State, fixed_point, nested, newton_step, solve
+from jiio import DEQ, Anderson, Picard, Problem, State, Step, fixed_point, nested, newton_step, solve
 from tests.problems import SmoothCell, smooth_problem, zeros
 
 EMPTY = "the batch is empty"
@@ -84,3 +85,30 @@ def test_a_class_or_a_name_is_no_solver(call, kind: object) -> None:
 def test_an_unknown_answer_to_failure_is_refused(call, answer: object) -> None:
     with pytest.raises(ValueError, match=f"on_failure is 'warn', 'raise' or 'ignore', got {answer!r}"):
         call(on_failure=answer)
+
+
+@pytest.mark.parametrize("part", ["f", "cost"])
+def test_a_detached_part_is_named_and_not_reported_as_converged(part: str) -> None:
+    def f(z: Tensor, x: Tensor) -> Tensor:
+        found = 0.5 * z + x
+        return found.detach() if part == "f" else found
+
+    def cost(z: Tensor, x: Tensor) -> Tensor:
+        found = (z - 1).square().sum(1)
+        return found.detach() if part == "cost" else found
+
+    problem = Problem(f, cost)
+    with pytest.raises(ValueError, match=rf"{part}\(z, x\) does not depend"):
+        solve(problem, problem.start(torch.zeros(2, 3), torch.zeros(2, 3)), step=Step(0.1))
+
+
+def test_an_equilibrium_of_zero_is_reached_and_reported() -> None:
+    generator = torch.Generator().manual_seed(0)
+    W = 0.7 * torch.linalg.qr(torch.randn(12, 12, generator=generator)).Q
+    U = torch.randn(12, 4, generator=generator)
+    problem = Problem(
+        lambda z, x: torch.tanh(z @ W.T + x @ U.T), lambda z, x: z.square().sum(1) + 0.1 * x.square().sum(1)
+    )
+    solution = solve(problem, problem.start(torch.ones(3, 4), torch.zeros(3, 12)), step=Step(0.05))
+    assert bool(solution.converged.all())
+    assert float(solution.value.x.abs().max()) < 1e-2

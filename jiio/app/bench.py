@@ -132,9 +132,8 @@ def step_cost(batch: Batch, repeats: int = 21) -> float:
     """Median time of a joint step over that of a bare forward, VJP of f and cost gradient, interleaved; a solve measures
     residuals at one of `CHECK_EVERY` steps, and so does this."""
     step, s = batch.step(0.3), batch.origin
-    F = JointMap(
-        batch.problem, step, s.x.new_ones(len(s.x)), Work(), 1e-3, InputMemory.fresh(step.rule, s.x), cut_steps=math.inf
-    )
+    ones, memory = s.x.new_ones(len(s.x)), InputMemory.fresh(step.rule, s.x)
+    F = JointMap(batch.problem, step, (ones, ones), Work(), 1e-3, memory, cut_steps=math.inf)
     for k in range(3):
         s = F.evaluate(s, k).next
     joint, bare = [], []
