@@ -120,6 +120,11 @@ def check_options(solver: Solver, on_failure: OnFailure) -> None:
     """`ValueError` for a solver or an answer to failure that is none."""
     if isinstance(solver, type) or not hasattr(solver, "init"):
         raise ValueError(f"solver is an instance such as Picard() or Anderson(history=5), got {solver!r}")
+    check_answer(on_failure)
+
+
+def check_answer(on_failure: OnFailure) -> None:
+    """`ValueError` for an answer to failure that is none."""
     if on_failure not in get_args(OnFailure):
         raise ValueError(f"on_failure is 'warn', 'raise' or 'ignore', got {on_failure!r}")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
+from jiio.fixed_point import check_answer
 from jiio.krylov import RESTART, LinearSolution, gmres, minres
 from jiio.solution import ConvergenceWarning, NotConverged, OnFailure, Solution
 
@@ -41,6 +42,7 @@ def implicit(
     The result can be differentiated once; a second derivative raises `RuntimeError`. Raises `ValueError` when nothing
     that the solution depends on requires a gradient (a cell bound under `no_grad`, say).
     """
+    check_answer(on_failure)
     if not torch.is_grad_enabled():
         return solution.value
     report_unconverged(solution, on_failure)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jiio import DEQ, Anderson, Picard, Problem, State, Step, fixed_point, nested, newton_step, solve
+from jiio import DEQ, Anderson, Picard, Problem, State, Step, fixed_point, implicit, nested, newton_step, solve
 from tests.problems import SmoothCell, smooth_problem, zeros
 
 EMPTY = "the batch is empty"
@@ -112,3 +112,10 @@ def test_an_equilibrium_of_zero_is_reached_and_reported() -> None:
     solution = solve(problem, problem.start(torch.ones(3, 4), torch.zeros(3, 12)), step=Step(0.05))
     assert bool(solution.converged.all())
     assert float(solution.value.x.abs().max()) < 1e-2
+
+
+def test_implicit_names_an_unknown_answer_to_failure() -> None:
+    problem = smooth_problem(SmoothCell())
+    solution = solve(problem, zeros(problem), step=Step(0.1), on_failure="ignore")
+    with pytest.raises(ValueError, match="on_failure is 'warn'"):
+        implicit(solution, on_failure="error")  # type: ignore[arg-type]
