@@ -8,6 +8,7 @@ from torch import Tensor
 from jiio import tree
 from jiio.constraint import Free, L2Ball, LinfBall
 from jiio.curvature import curvature, response
+from jiio.fixed_point import relative
 from jiio.joint import cost_slope, equilibrium
 from jiio.precondition import Matrix, Scalar
 from jiio.problem import Problem, State
@@ -100,18 +101,16 @@ def damped_inverse(
         work.add(f=len(start.x), vjp=len(start.x), cost_grad=len(start.x))
         gradient = problem.gradients(start).x
         size = tree.norm(start.z) + metric.diagonal(dim1=1, dim2=2).sum(1).sqrt()
-        steepest = torch.linalg.vector_norm(
-            tree.times(vectors.mT.expand(len(gradient), -1, -1), gradient.double()), dim=1
-        )
+        steepest = torch.linalg.vector_norm(_times(vectors.mT, gradient.double()), dim=1)
         largest = torch.maximum(values.amax(1), (steepest / (FARTHEST * size)).amax(0, keepdim=len(values) == 1))
         largest = largest.clamp_min(torch.finfo(matrix.dtype).tiny)[:, None]
         values = torch.maximum(values, FLOOR * largest)
-        inverse = matrix
+        inverse, carried = matrix, Step(rate, tangent=tangent)
         undecided = torch.ones(len(values), dtype=torch.bool, device=values.device)
         for damping in DAMPINGS:
             tried = ((vectors / (values + damping * largest)[:, None]) @ vectors.mT).to(matrix.dtype)
             inverse = torch.where(undecided[:, None, None], tried, inverse)
-            missed = _missed(problem, start, tangent, inverse, rate * gradient, work=work)
+            missed = _missed(problem, start, carried, inverse, rate * gradient, work=work)
             missed = missed.amax(0, keepdim=True) if len(values) == 1 else missed
             undecided = undecided & (missed > TRUSTED)
             if not bool(undecided.any()):
@@ -119,14 +118,18 @@ def damped_inverse(
     return inverse
 
 
-def _missed(problem: Problem, start: State, tangent: Tree, inverse: Tensor, gradient: Tensor, *, work: Work) -> Tensor:
-    """The relative residual of z after a step by `inverse`, z taken along by the tangent."""
-    dx = -Matrix(inverse[0] if len(inverse) == 1 else inverse).direction(gradient)
-    z = Step(RATE, tangent=tangent).carry(start.z, dx)
+def _missed(problem: Problem, start: State, step: Step, inverse: Tensor, gradient: Tensor, *, work: Work) -> Tensor:
+    """The relative residual of z after x has moved by `inverse`, z taken along by the tangent of `step`."""
+    dx = -_times(inverse, gradient)
+    z = step.carry(start.z, dx)
     work.add(f=len(dx))
     f = problem.evaluate(z, start.x + dx)
-    defect = tree.norm(tree.apply(torch.sub, f, z))
-    return (defect / tree.norm(f).clamp_min(torch.finfo(defect.dtype).tiny)).nan_to_num(torch.inf)
+    return relative(tree.apply(torch.sub, f, z), f)[0].nan_to_num(torch.inf)
+
+
+def _times(matrix: Tensor, gradient: Tensor) -> Tensor:
+    """The products of matrices (batch or 1, d, d) with (batch, d)."""
+    return tree.times(matrix.expand(len(gradient), -1, -1), gradient)
 
 
 def _diagonalised(matrix: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ STALL_GAIN = 1e-3
 TREND_WEIGHT = 0.2
 DIVERGENCE_FACTOR = 1e3
 SETTLED = 1e-2
-SETTLING = 0.1
+SETTLING = 0.1  # share by which a defect has to fall to count as progress
 FAR = 0.3
 GROWING_CHECKS = 3
 # Merits are known to about this share, and to their doubt; an earlier iterate is preferred only when it was better by more.
@@ -147,8 +147,7 @@ class Book:
 
     def _diverged(self, look: _Look, excess: Floats) -> Mask:
         """By the first block's absolute residual: a relative one stays at 1 however far the iterate runs away."""
-        relative = look.residual[:, 0]
-        defect = relative * look.scale
+        relative, defect = look.residual[:, 0], look.defect
         # a start at z = 0 has nothing to grow from: growth counts while the iterate also stays far from the map's value
         grown = (defect > DIVERGENCE_FACTOR * self.least_defect) & (relative > FAR)
         self.growing = np.where(grown, self.growing + 1, 0)
@@ -177,9 +176,8 @@ class Book:
     def _settling(self, look: _Look) -> Mask:
         """Whether the first block's absolute residual reached a clear new low: on the way to an equilibrium at 0 the relative
         one stays what it is."""
-        defect = look.residual[:, 0] * look.scale
-        lower = defect < (1 - SETTLING) * self.lowest
-        self.lowest = np.where(lower, defect, self.lowest)
+        lower = look.defect < (1 - SETTLING) * self.lowest
+        self.lowest = np.where(lower, look.defect, self.lowest)
         return lower
 
     def _falling(self, excess: Floats, broken: Mask) -> Mask:
@@ -263,6 +261,11 @@ class _Look(NamedTuple):
     scale: Floats
     merit: Floats
     doubt: Floats
+
+    @property
+    def defect(self) -> Floats:
+        """|F(s) - s| of the first block."""
+        return self.residual[:, 0] * self.scale
 
     @classmethod
     def of(cls, now: Evaluation) -> _Look:
