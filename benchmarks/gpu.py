@@ -87,7 +87,7 @@ def gradients(problem: Problem, first: State) -> Callable[[], None]:
 
     def run() -> None:
         for _ in range(STEPS):
-            problem.gradients(first)
+            problem.sweep(first)
 
     return run
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from jiio import tree
 from jiio.constraint import Free, L2Ball, LinfBall
 from jiio.curvature import curvature, response
+from jiio.damped import Damped
 from jiio.fixed_point import relative
-from jiio.joint import cost_slope, equilibrium
-from jiio.precondition import Matrix, Scalar
+from jiio.joint import equilibrium
+from jiio.precondition import Matrix, Rule, Scalar
 from jiio.problem import Problem, State
 from jiio.solution import Work
 from jiio.step import Step
@@ -18,7 +21,7 @@ from jiio.tree import Tree
 
 # Up to this many coordinates of x the automatic step forms each sample's own Gauss-Newton matrix.
 SMALL_INPUT = 64
-RATE = 0.3
+RATE = 1.0
 SETTLED = 1e-3  # of z where a model is measured
 # z hardly falls behind an x that takes it along: x waits only where z or mu are no solution at all
 MEASURED_LAG = 1.0
@@ -32,14 +35,14 @@ def automatic_step(problem: Problem, start: State, *, work: Work) -> Step:
     """The input step that `solve` takes when none is given, from each sample's curvature at its start, z solved for.
 
     A free x of up to 64 coordinates: the inverse of the sample's own Gauss-Newton matrix, damped as far as needed
-    (`damped_inverse`), at a third of a Newton step, and its tangent, as much memory as 64 equilibria.
+    (`damped`), at a third of a Newton step, and its tangent, as much memory as 64 equilibria.
     Otherwise plain steps of half the inverse of the largest curvature.
     """
     z, x = start.z, start.x
     if isinstance(problem.constraint, Free) and x.dim() == 2 and x.shape[1] <= SMALL_INPUT:
         tangent, matrix = response(problem, z, x, work=work)
-        inverse = damped_inverse(problem, start, tangent, matrix, moved(tangent), rate=RATE, work=work)
-        return Step(Matrix(inverse, RATE), tangent=tangent)
+        rule = damped(problem, start, tangent, matrix, moved(tangent), rate=RATE, work=work)
+        return Step(rule, lag=MEASURED_LAG, tangent=tangent)
     largest = curvature(problem, z, x, work=work)
     largest = torch.maximum(largest, _least_curvature(problem, x, largest))
     return Step(Scalar(0.5, scale=1 / largest))
@@ -47,7 +50,7 @@ def automatic_step(problem: Problem, start: State, *, work: Work) -> Step:
 
 def newton_step(problem: Problem, start: State, *, rate: float = RATE) -> Step:
     """One step for all problems of a model, measured on the few that `problem` holds, at the x (batch, d) of `start`: the
-    inverse of their mean Gauss-Newton matrix, damped as far as a first step from their mean x needs it (`damped_inverse`), and
+    inverse of their mean Gauss-Newton matrix, damped as far as a first step from their mean x needs it (`damped`), and
     their mean tangent, by which z moves along with x.
 
     It costs what `solve(step=None)` spends on its own batch; keep the step. Best measured where solutions lie: solve a few
@@ -63,10 +66,10 @@ def newton_step(problem: Problem, start: State, *, rate: float = RATE) -> Step:
     mean = tree.apply(_mean, tangent)
     x = start.x.mean(0).expand_as(start.x)
     z = _settled(problem, start.z, x)
-    trial = State(z, cost_slope(problem, State(z, z, x), work=Work()), x)
+    trial = problem.start(x, z)
     means = matrix.mean(0, keepdim=True), moved(tangent).mean(0, keepdim=True)
-    inverse = damped_inverse(problem, trial, mean, *means, rate=rate, work=Work())
-    return Step(Matrix(inverse[0], rate), lag=MEASURED_LAG, tangent=mean)
+    rule = damped(problem, trial, mean, *means, rate=rate, work=Work())
+    return Step(rule, lag=MEASURED_LAG, tangent=mean)
 
 
 def _settled(problem: Problem, z: Tree, x: Tensor) -> Tree:
@@ -84,10 +87,11 @@ def moved(tangent: Tree) -> Tensor:
     return torch.stack(products).sum(0)
 
 
-def damped_inverse(
+def damped(
     problem: Problem, start: State, tangent: Tree, matrix: Tensor, metric: Tensor, *, rate: float, work: Work
-) -> Tensor:
-    """(H + damping G)^-1 with the least damping at which a first step moves z to where the tangent says.
+) -> Rule:
+    """(H + damping G)^-1, for all samples or for each, with the least damping at which a first step moves z to where the
+    tangent says.
 
     Where the cost does not see a direction that moves z, as with fewer measurements than latents, H^-1 turns what is
     still wrong with mu into hundreds of units of it, and has another curvature by then. So the move of z is damped (the
@@ -99,28 +103,31 @@ def damped_inverse(
     values, vectors = _diagonalised(matrix, metric)
     with torch.no_grad():
         work.add(f=len(start.x), vjp=len(start.x), cost_grad=len(start.x))
-        gradient = problem.gradients(start).x
+        now, carried = problem.sweep(start), Step(rate, tangent=tangent)
+        gradient = carried.reduced(now.x, tree.apply(torch.sub, now.mu, start.mu))
         size = tree.norm(start.z) + metric.diagonal(dim1=1, dim2=2).sum(1).sqrt()
         steepest = torch.linalg.vector_norm(_times(vectors.mT, gradient.double()), dim=1)
         largest = torch.maximum(values.amax(1), (steepest / (FARTHEST * size)).amax(0, keepdim=len(values) == 1))
         largest = largest.clamp_min(torch.finfo(matrix.dtype).tiny)[:, None]
         values = torch.maximum(values, FLOOR * largest)
-        inverse, carried = matrix, Step(rate, tangent=tangent)
+        rule = Damped(vectors, values, torch.zeros_like(largest), torch.ones_like(largest), rate)
         undecided = torch.ones(len(values), dtype=torch.bool, device=values.device)
         for damping in DAMPINGS:
-            tried = ((vectors / (values + damping * largest)[:, None]) @ vectors.mT).to(matrix.dtype)
-            inverse = torch.where(undecided[:, None, None], tried, inverse)
-            missed = _missed(problem, start, carried, inverse, rate * gradient, work=work)
+            rule = replace(rule, damping=torch.where(undecided[:, None], damping * largest, rule.damping))
+            missed = _missed(problem, start, carried, rule.direction(rate * gradient), work=work)
             missed = missed.amax(0, keepdim=True) if len(values) == 1 else missed
             undecided = undecided & (missed > TRUSTED)
             if not bool(undecided.any()):
                 break
-    return inverse
+    if bool((rule.damping > 0).any()):
+        return rule
+    inverse = ((vectors / values[:, None]) @ vectors.mT).to(matrix.dtype)
+    return Matrix(inverse[0] if len(inverse) == 1 else inverse, rate)
 
 
-def _missed(problem: Problem, start: State, step: Step, inverse: Tensor, gradient: Tensor, *, work: Work) -> Tensor:
-    """The relative residual of z after x has moved by `inverse`, z taken along by the tangent of `step`."""
-    dx = -_times(inverse, gradient)
+def _missed(problem: Problem, start: State, step: Step, change: Tensor, *, work: Work) -> Tensor:
+    """The relative residual of z after x has moved by -`change`, z taken along by the tangent of `step`."""
+    dx = -change
     z = step.carry(start.z, dx)
     work.add(f=len(dx))
     f = problem.evaluate(z, start.x + dx)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.problem import Gradients, Problem, State
+from jiio.problem import Problem, State, Sweep
 from jiio.tree import Tree
 
 Replay = Callable[[], object]
@@ -23,7 +23,7 @@ _LOCK = RLock()
 
 
 def captured(problem: Problem) -> Problem:
-    """The same problem, whose gradients are replayed from a CUDA graph; `problem` itself where there is no GPU.
+    """The same problem, whose sweeps are replayed from a CUDA graph; `problem` itself where there is no GPU.
 
     For one solve, on one stream: f and cost are recorded with the weights they are bound to, and the context must stay as it
     is. The first evaluation runs as usual, the second is recorded, every further one replayed; when half of the batch is
@@ -52,14 +52,14 @@ class CapturedProblem(Problem):
 
     recordings: Recordings = field(default_factory=lambda: Recordings(), kw_only=True)
 
-    def gradients(self, state: State, *, graph: bool = False) -> Gradients:
+    def sweep(self, state: State) -> Sweep:
         """As of `Problem`; tensors of its own, which no later replay writes over."""
-        if graph or not self.recorded(state):
-            return super().gradients(state, graph=graph)
+        if not self.recorded(state):
+            return super().sweep(state)
 
-        def evaluate(state: State, context: tuple[Any, ...]) -> Gradients:
+        def evaluate(state: State, context: tuple[Any, ...]) -> Sweep:
             own = Problem(self.f, self.cost, self.constraint, context, compute_dtype=self.compute_dtype)
-            return own.gradients(state)
+            return own.sweep(state)
 
         return self.recordings(evaluate, state, self.context)
 
@@ -75,16 +75,12 @@ class Recordings:
         self.recording: Recording | None = None
         self.met, self.refused = 0, False
 
-    def __call__(
-        self, function: Callable[[State, tuple[Any, ...]], Gradients], state: State, context: Any
-    ) -> Gradients:
+    def __call__(self, function: Callable[[State, tuple[Any, ...]], Sweep], state: State, context: Any) -> Sweep:
         """function(state, context), as usual or replayed."""
         with _LOCK:
             return self._evaluated(function, state, context)
 
-    def _evaluated(
-        self, function: Callable[[State, tuple[Any, ...]], Gradients], state: State, context: Any
-    ) -> Gradients:
+    def _evaluated(self, function: Callable[[State, tuple[Any, ...]], Sweep], state: State, context: Any) -> Sweep:
         rows = len(state.x)
         if self.recording is not None and rows <= self.recording.rows < 2 * rows:
             return self.recording(state, context)
@@ -109,13 +105,13 @@ class Recordings:
 class Recording:
     """A recorded function, for up to `rows` samples. With fewer, the other rows keep old values, which no one reads."""
 
-    def __init__(self, function: Callable[[State, Any], Gradients], state: State, context: Any):
+    def __init__(self, function: Callable[[State, Any], Sweep], state: State, context: Any):
         self.rows = len(state.x)
         self.state, self.context = tree.apply(_copy, state), tree.apply(_copy, context)
         self.filled = context
         self.outputs, self.replay = record(lambda: function(self.state, self.context), state.x.device)
 
-    def __call__(self, state: State, context: Any) -> Gradients:
+    def __call__(self, state: State, context: Any) -> Sweep:
         """The function's values at `state`."""
         rows = len(state.x)
         _fill(self.state, state, rows)

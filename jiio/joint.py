@@ -15,7 +15,7 @@ from jiio.constraint import Free
 from jiio.fixed_point import CHECK_EVERY, OneBlock, iterate, relative, require_same_form
 from jiio.input_memory import InputMemory
 from jiio.precondition import Normalized, Scalar, Sign
-from jiio.problem import Gradients, Problem, State
+from jiio.problem import Problem, State, Sweep
 from jiio.solution import Solution, Work
 from jiio.solver import Anderson, Picard, Solver
 from jiio.step import Step
@@ -87,15 +87,24 @@ def cost_slope(problem: Problem, state: State, *, work: Work) -> Tree:
     return tree.build(z, pull([cost], [torch.ones_like(cost)], tree.leaves(z)))
 
 
+def with_adjoint(problem: Problem, state: State, *, work: Work) -> State:
+    """A state of `JointMap` with the multiplier of `Problem.lagrangian`: mu + dcost/dz, where that is finite."""
+    slope = cost_slope(problem, state, work=work)
+    whole = tree.apply(torch.add, state.mu, slope)
+    return state._replace(mu=tree.where(tree.finite(slope), whole, state.mu))
+
+
 @dataclass(frozen=True)
 class JointMap:
-    """One step of (z, mu, x) from one evaluation of f, one vector-Jacobian product and one cost gradient:
+    """One step of (z, mu, x) from one evaluation of f, one vector-Jacobian product and one cost gradient (`Problem.sweep`):
 
         z  <- z  + r_z  (f(z, x) - z)
-        mu <- mu + r_mu (J_z^T mu + dcost/dz - mu)
-        x  <- project(x - rate P (J_x^T mu + dcost/dx))
+        mu <- mu + r_mu (J_z^T a - mu)
+        x  <- project(x - rate P (J_x^T a + dcost/dx)),      a = mu + dcost/dz
 
-    where a step that knows the tangent dz*/dx adds its product with the move of x to z (`Step.carry`).
+    with the slopes of the cost at f(z, x). So mu is what the adjoint a is beyond dcost/dz, until `with_adjoint` makes it
+    the multiplier of the Lagrangian. A step that knows the tangent dz*/dx uses it twice: z is taken along with x
+    (`Step.carry`), and the gradient in x is what it will be when mu has settled (`Step.reduced`).
 
     floor: sizes (batch,) of z and of mu, below which these do not shrink their relative residuals: that of an equilibrium
     at 0 would stay what it is while z falls.
@@ -119,17 +128,20 @@ class JointMap:
 
     def advance(self, s: State, k: int) -> State:
         """The step; x waits as long as it did at the last measurement."""
-        now = self._gradients(s)
+        now = self._sweep(s)
+        now = self._reduced(now, tree.apply(torch.sub, now.mu, s.mu))
         rate, change = self._change(s, now, k)
         return self._next(s, now, rate, change, k)
 
     def evaluate(self, s: State, k: int) -> Evaluation:
         """The step, and the relative residuals: z by |f|, mu by max(|mu|, floor), x by rate and scale."""
-        now = self._gradients(s)
+        now = self._sweep(s)
         defect = tree.apply(torch.sub, now.f, s.z)
         r_z, size_z = relative(defect, now.f, self.floor[0])
-        size_mu = torch.maximum(tree.norm(s.mu), self.floor[1])
-        r_mu = tree.norm(tree.apply(torch.sub, now.z, s.mu)) / size_mu
+        size_mu = torch.maximum(tree.norm(now.adjoint), self.floor[1])
+        defect_mu = tree.apply(torch.sub, now.mu, s.mu)
+        r_mu = tree.norm(defect_mu) / size_mu
+        now = self._reduced(now, defect_mu)
         # measured for a trace or not, a solve takes the same steps
         if self.memory.lag is None or k % CHECK_EVERY == 0:
             self.memory.lag = torch.maximum(r_z, r_mu)
@@ -145,24 +157,28 @@ class JointMap:
         doubt = DOUBT * (r_z * size_z) * (r_mu * size_mu)
         return Evaluation(state, torch.stack((r_z, r_mu, r_x), dim=1), size_z, merit, doubt)
 
-    def _gradients(self, s: State) -> Gradients:
+    def _sweep(self, s: State) -> Sweep:
         self.work.add(f=len(s.x), vjp=len(s.x), cost_grad=len(s.x))
-        return self.problem.gradients(s)
+        return self.problem.sweep(s)
 
-    def _change(self, s: State, now: Gradients, k: int) -> tuple[Tensor, Tensor]:
+    def _reduced(self, now: Sweep, defect_mu: Tree) -> Sweep:
+        """The gradient in x with mu settled, to first order."""
+        return now._replace(x=self.step.reduced(now.x, defect_mu))
+
+    def _change(self, s: State, now: Sweep, k: int) -> tuple[Tensor, Tensor]:
         """Each sample's input rate, and x less where the step at that rate ends."""
-        self.memory.rule = self.memory.rule.refresh(s.z, s.x, k)
+        assert self.memory.lag is not None, "the first step of a solve is measured"
+        self.memory.rule = self.memory.rule.refresh(s.z, s.x, k, self.memory.lag)
         direction = self.memory.rule.direction(now.x)
         if self.step.lookahead:
             direction = self.memory.ahead(direction, self.step.ahead(k))
-        assert self.memory.lag is not None, "the first step of a solve is measured"
         rate = self.step.rate(k, self.memory.lag)
         if k < self.cut_steps and self.step.cut is not None:
             rate = rate * self.memory.factor
         with torch.no_grad():  # else sets whose tensors require grad would chain all steps of a solve into one graph
             return rate, self.problem.constraint.moved(s.x, wide(rate, s.x) * direction)
 
-    def _next(self, s: State, now: Gradients, rate: Tensor, change: Tensor, k: int) -> State:
+    def _next(self, s: State, now: Sweep, rate: Tensor, change: Tensor, k: int) -> State:
         """The step, shortened where it turned against the last ones."""
         cut = self.step.cut
         if k < self.cut_steps and cut is not None:
@@ -171,7 +187,7 @@ class JointMap:
             share = self.memory.look(probe, change / wide(rate, change), cut)
             change = wide(share, change) * change  # part of the way to a feasible point is feasible
         z = self.step.carry(_damped(s.z, now.f, self.step.z), -change)
-        return State(z, _damped(s.mu, now.z, self.step.mu), s.x - change)
+        return State(z, _damped(s.mu, now.mu, self.step.mu), s.x - change)
 
     @property
     def symmetric(self) -> bool:
@@ -179,8 +195,8 @@ class JointMap:
         return isinstance(self.problem.constraint, Free)
 
     def residual(self, s: State) -> State:
-        """The stationarity system at `s`, with graph: (dL/dz, dL/dmu, dL/dx) for a free x; for a constrained one the
-        last row is project(x - P dL/dx) - x, which vanishes at the same points."""
+        """The stationarity system at `s`, its mu the Lagrangian's multiplier, with graph: (dL/dz, dL/dmu, dL/dx) for a free
+        x; for a constrained one the last row is project(x - P dL/dx) - x, which vanishes at the same points."""
         now = self.problem.gradients(s, graph=True)
         row_z = tree.apply(torch.sub, now.z, s.mu)
         row_mu = tree.apply(torch.sub, now.f, s.z)

@@ -125,7 +125,8 @@ def _measured(
     problem: Problem, state: State, floor: tuple[Tensor, Tensor], work: Work, rule: Rule, tol: float
 ) -> Solution[State]:
     F = JointMap(problem, Step(rule, lag=None), floor, Work(), tol, InputMemory.fresh(rule, state.x), cut_steps=0)
-    now = F.evaluate(state, 0)
+    slope = cost_slope(problem, state, work=Work())
+    now = F.evaluate(state._replace(mu=tree.apply(torch.sub, state.mu, slope)), 0)
     converged = (now.residual <= tol).all(1)
     status = torch.where(converged, int(Status.CONVERGED), int(Status.BUDGET))
     status = torch.where(now.residual.isfinite().all(1), status, int(Status.NON_FINITE))

@@ -43,15 +43,16 @@ class Rule(Protocol):
         """The rule of the samples `rows`."""
         ...
 
-    def refresh(self, z: Tree, x: Tensor, k: int) -> Rule:
-        """The rule for step `k` at z and x: itself, unless its P follows the iterate."""
+    def refresh(self, z: Tree, x: Tensor, k: int, lag: Tensor) -> Rule:
+        """The rule for step `k` at z and x: itself, unless its P follows the iterate. lag: (batch,), the larger relative
+        residual of z and mu at the solve's last look."""
         ...
 
 
 class _Fixed:
     """A rule whose P stays the same through a solve."""
 
-    def refresh(self, z: Tree, x: Tensor, k: int) -> Self:
+    def refresh(self, z: Tree, x: Tensor, k: int, lag: Tensor) -> Self:
         """Itself."""
         return self
 

@@ -33,6 +33,16 @@ class Gradients(NamedTuple):
     x: Tensor
 
 
+class Sweep(NamedTuple):
+    """f(z, x), cost(f, x), a = mu + dcost/df, J_z^T a and J_x^T a + dcost/dx (`Problem.sweep`)."""
+
+    f: Tree
+    cost: Tensor
+    adjoint: Tree
+    mu: Tree
+    x: Tensor
+
+
 @dataclass(frozen=True)
 class Problem:
     """minimise over x in `constraint`: cost(z, x)  subject to  z = f(z, x).   (JIIO paper, arXiv 2111.13236)
@@ -105,6 +115,25 @@ class Problem:
         if not graph:
             fz, cost = tree.detach(fz), cost.detach()
         return Gradients(fz, cost, tree.build(state.z, gradients[:-1]), gradients[-1])
+
+    def sweep(self, state: State) -> Sweep:
+        """The same from the newest of everything (in the order of Gauss and Seidel): f(z, x), the cost of that instead of z,
+        the adjoint a = mu + dcost/dz with its slope, and with that J_z^T a and J_x^T a + dcost/dx. No graph is kept.
+
+        So mu is here the part of the adjoint that comes through f, a fixed point of mu -> J_z^T (mu + dcost/dz). The price is
+        that of `gradients`; z and the adjoint are both one step further.
+        """
+        z, x = tree.apply(_leaf, state.z), _leaf(state.x)
+        with torch.enable_grad():
+            fz = self.evaluate(z, x)
+            # a leaf of its own: a compiled cost warns of one that has a history
+            seen = tree.apply(_leaf, fz)
+            cost = self.cost(seen, x, *self.context)
+        _require_graph(fz, cost)
+        *slope, own = pull([cost], [torch.ones_like(cost)], [*tree.leaves(seen), x])
+        adjoint = tree.apply(torch.add, state.mu, tree.build(state.mu, slope))
+        *pulled, through = pull(tree.leaves(fz), tree.leaves(adjoint), [*tree.leaves(z), x])
+        return Sweep(tree.detach(fz), cost.detach(), adjoint, tree.build(state.mu, pulled), through + own)
 
     def select(self, rows: Tensor) -> Problem:
         """The problem of the samples `rows`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from jiio import tree
 from jiio.automatic import automatic_step
 from jiio.fixed_point import Callback, check_budget, check_options, iterate
 from jiio.input_memory import InputMemory
-from jiio.joint import COMPARABLE, JointMap, cost_slope, equilibrium
+from jiio.joint import COMPARABLE, JointMap, cost_slope, equilibrium, with_adjoint
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Work, settle_failure
 from jiio.solver import Picard, Solver
@@ -65,9 +67,10 @@ def solve(
     work = Work()
     start = settle(problem, start, work=work, tol=max(tolerances[0], COMPARABLE) / 2)
     slope = cost_slope(problem, start, work=work)
-    # J^T mu + dcost/dz at mu = 0, had for nothing; one step further than 0
-    unset = (tree.norm(start.mu) == 0) & tree.finite(slope)
-    start, floor = start._replace(mu=tree.where(unset, slope, start.mu)), floors(start.z, slope)
+    floor = floors(start.z, slope)
+    # an adjoint of 0 is none yet: what it begins with, dcost/dz, is in the step itself
+    unset = (tree.norm(start.mu) == 0) | ~tree.finite(slope)
+    start = start._replace(mu=tree.where(unset, start.mu, tree.apply(torch.sub, start.mu, slope)))
     if step is None:
         step = automatic_step(problem, start, work=work)
     memory = InputMemory.fresh(step.rule, start.x)
@@ -77,6 +80,7 @@ def solve(
     solution = iterate(
         F, given_away.pop(), solver=solver, max_steps=max_steps, tol=tolerances, callback=callback, trace=trace
     )
+    solution = replace(solution, value=with_adjoint(problem, solution.value, work=work))
     return settle_failure(solution, solution.residual.new_tensor(tolerances), on_failure)
 
 

@@ -93,6 +93,26 @@ class Step:
         parts = tree.leaves(self.tangent)
         return [(tree.storage_order(part[:, 0]), tree.stack_rows(part)[0]) for part in parts]
 
+    def reduced(self, gradient: Tensor, defect: Tree) -> Tensor:
+        """dcost(z*(x), x)/dx as it is to first order when mu, which misses its own value by `defect`, has settled; without a
+        tangent `gradient`.
+
+        The adjoint of what `carry` does: J_x^T (1 - J_z)^-T is (dz*/dx)^T.
+        """
+        if self.tangent is None:
+            return gradient
+        return gradient + self._pulled(defect).view_as(gradient)
+
+    def _pulled(self, defect: Tree) -> Tensor:
+        """tangent^T defect, (batch, numbers in x)."""
+        if tree.batch_size(self.tangent) > 1:
+            own = zip(tree.leaves(self.tangent), tree.leaves(defect), strict=True)
+            products = [tree.products(part, leaf) for part, leaf in own]
+        else:
+            shared = zip(tree.leaves(defect), self._shared, strict=True)
+            products = [leaf.permute(order).flatten(1) @ rows.T for leaf, (order, rows) in shared]
+        return products[0] if len(products) == 1 else torch.stack(products).sum(0)
+
     def rate(self, k: int, lag: Tensor) -> Tensor:
         """Input rate of each sample at step `k`, shape (batch,), given the larger residual of z and mu."""
         # a schedule that reaches 0 would make the relative residual of x, which is divided by the rate, vanish too

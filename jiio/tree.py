@@ -153,6 +153,16 @@ def combine(stack: Tensor, weights: Tensor) -> Tensor:
     return restore(mixed.view(-1, *(one.shape[d] for d in order[1:])), order)
 
 
+def products(stack: Tensor, leaf: Tensor) -> Tensor:
+    """The inner products of a leaf (batch, ...) with each of `stack` (batch, count, ...), (batch, count).
+
+    >>> products(torch.eye(2)[None], torch.tensor([[2.0, 3.0]]))
+    tensor([[2., 3.]])
+    """
+    flat = leaf.permute(storage_order(stack[:, 0])).flatten(1)
+    return torch.bmm(stack_rows(stack), flat[:, :, None])[:, :, 0]
+
+
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
     """The products of (batch, n, m) and (batch, m); rows in place of columns take a half to a fifth of the time on a CPU."""
     return torch.bmm(vector[:, None], matrix.mT)[:, 0]

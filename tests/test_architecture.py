@@ -14,7 +14,7 @@ LAYERS = [
     {"constraint", "krylov", "solver", "solution"},
     {"precondition", "intersection", "book"},
     {"fixed_point"},
-    {"problem", "optimizer", "regularize", "input_memory", "step"},
+    {"problem", "optimizer", "regularize", "input_memory", "step", "damped"},
     {"joint", "curvature", "cuda_graph"},
     {"automatic"},
     {"solve"},

@@ -54,6 +54,14 @@ def test_the_automatic_step_solves_for_more_latents_than_measurements(
     assert true_cost(problem, solution.value.x, 40) < best + 0.05
 
 
+def test_a_damping_that_is_not_needed_any_more_fades() -> None:
+    """The first step needs it, the minimum does not: kept, it ends at 0.154."""
+    problem, start = inverse_problem(8, 40, 30, 0.01, 32)
+    solution = solve(problem, start)
+    assert bool(solution.converged.all())
+    assert true_cost(problem, solution.value.x, 40) < 0.148
+
+
 @pytest.mark.parametrize("at_solutions", [False, True])
 def test_a_newton_step_for_more_latents_than_measurements(at_solutions: bool) -> None:
     few, start = inverse_problem(40, 80, 12, 0.02, 8)

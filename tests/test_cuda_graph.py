@@ -66,10 +66,10 @@ def test_a_captured_solve_takes_the_same_steps(recordings: list[int]) -> None:
 def test_results_are_not_written_over_by_the_next_replay(recordings: list[int]) -> None:
     problem, start = in_graph(linear_quadratic().problem()), linear_quadratic().start()
     for _ in range(2):
-        problem.gradients(start)
-    first = problem.gradients(start)
+        problem.sweep(start)
+    first = problem.sweep(start)
     kept = tree.apply(torch.clone, first)
-    problem.gradients(start._replace(x=start.x + 1, mu=start.mu + 1))
+    problem.sweep(start._replace(x=start.x + 1, mu=start.mu + 1))
     assert all(torch.equal(a, b) for a, b in zip(tree.leaves(first), tree.leaves(kept), strict=True))
     assert len(recordings) == 1
 
@@ -78,11 +78,11 @@ def test_fewer_rows_use_the_recording_down_to_half(recordings: list[int]) -> Non
     family = linear_quadratic(batch=8)
     problem, start = in_graph(family.problem()), family.start()._replace(x=torch.randn(8, 3, dtype=torch.float64))
     for _ in range(2):
-        problem.gradients(start)
+        problem.sweep(start)
     for rows, made in (([6, 1, 3, 0, 7], 1), ([2, 5, 4], 1), ([2, 5, 4], 2), ([5], 2), ([5], 3)):
         some = torch.tensor(rows)
-        found = problem.select(some).gradients(tree.select(start, some))
-        wanted = family.problem().select(some).gradients(tree.select(start, some))
+        found = problem.select(some).sweep(tree.select(start, some))
+        wanted = family.problem().select(some).sweep(tree.select(start, some))
         for value, right in zip(tree.leaves(found), tree.leaves(wanted), strict=True):
             assert torch.allclose(value, right, rtol=0, atol=1e-12)
         assert len(recordings) == made

@@ -35,7 +35,7 @@ def large_problem() -> Problem:
 def states_held(problem: Problem, **options: Any) -> float:
     """The most that a solve allocates beyond what one evaluation of f and cost with its gradients does, in states."""
     start = problem.start(torch.ones(BATCH, 1), torch.zeros(BATCH, N))
-    evaluation = peak_bytes(lambda: problem.gradients(start)) - STATE  # its result is a state of the solve
+    evaluation = peak_bytes(lambda: problem.sweep(start)) - STATE  # its result is a state of the solve
     most = peak_bytes(lambda: solve(problem, start, on_failure="ignore", **options))
     return (most - evaluation) / STATE
 

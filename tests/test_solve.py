@@ -23,6 +23,8 @@ from jiio import (
     solve,
     tree,
 )
+from jiio.joint import cost_slope
+from jiio.solution import Work
 from tests.problems import D, N, SmoothCell, linear_quadratic, smooth_problem, zeros
 
 SOLVERS = {
@@ -82,7 +84,7 @@ def test_batch_solve_equals_single_solves_at_any_budget(dtype, tolerance: float,
 
 
 @pytest.mark.parametrize("dtype, tolerance", PRECISIONS)
-@pytest.mark.parametrize("name, single_tol", [("anderson", 5e-6), ("broyden", 1e-6)])
+@pytest.mark.parametrize("name, single_tol", [("anderson", 4e-6), ("broyden", 1e-6)])
 def test_accelerated_batch_solve_equals_single_solves(dtype, tolerance: float, name: str, single_tol: float) -> None:
     """At convergence: before it, extrapolation amplifies the last bit in which a matrix product depends on its batch."""
     exact = linear_quadratic(batch=6, dtype=dtype)
@@ -128,7 +130,7 @@ def test_converged_samples_cost_nothing_more_once_most_of_the_batch_is_done() ->
     assert bool(again.converged.all())
     assert rows[0] == 16
     assert rows[-1] == 1
-    assert again.work.cost_grad == sum(rows) + 16  # the slope at the start is one more
+    assert again.work.cost_grad == sum(rows) + 2 * 16  # and the slopes at the start and at the end
     assert sum(rows) < 3 * (len(rows) + 16)
 
 
@@ -196,7 +198,8 @@ def _cost_at(exact, x: Tensor) -> Tensor:
 def test_the_returned_residual_is_that_of_the_returned_state() -> None:
     problem = smooth_problem(SmoothCell())
     solution = solve(problem, zeros(problem), step=Step(0.1), max_steps=37, tol=1e-9, on_failure="ignore")
-    again = solution.map.evaluate(solution.value, 0)
+    slope = cost_slope(problem, solution.value, work=Work())
+    again = solution.map.evaluate(solution.value._replace(mu=solution.value.mu - slope), 0)
     assert torch.allclose(again.residual, solution.residual, rtol=1e-6)
 
 

@@ -40,7 +40,7 @@ def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | 
     few = torch.arange(min(16, len(x)), device=x.device)
     matrix = gauss_newton(problem.select(few), tree.select(solution.value.z, few), x[few])
     values = torch.linalg.eigvalsh(matrix)
-    rule = step.select(few).rule.refresh(tree.select(solution.value.z, few), x[few], 0)
+    rule = step.select(few).rule.refresh(tree.select(solution.value.z, few), x[few], 0, solution.residual[few, 0])
     seen = torch.linalg.eigvals(torch.stack([rule.direction(column) for column in matrix.unbind(-1)], dim=-1)).real
     traces = {
         name: [float(point.residual[:, i].nanmedian()) for point in solution.trace]

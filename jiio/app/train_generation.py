@@ -18,7 +18,7 @@ from jiio.app.training import Order, Trainable, chosen
 from jiio.data import load_images
 from jiio.models import Generator, GeneratorConfig, generator
 from jiio.regularize import jacobian_penalty
-from jiio.tasks.generation import PRIOR, TRAINING_RATE, GenerationLoss
+from jiio.tasks.generation import PRIOR, RATE, GenerationLoss
 from jiio.tasks.image_rule import Tangents, TangentStatistics, keep, tangents
 from jiio.tasks.latent_fit import Ridge, fit_latents
 from jiio.tasks.metrics import decibel
@@ -48,7 +48,7 @@ class Training:
     learning_rate: float = 2e-3
     warm_up: int = 50
     joint_steps: int = 20
-    rate: float = TRAINING_RATE
+    rate: float = RATE
     prior: float = PRIOR
     clip: float = 20.0
     jacobian: float = 0.0

@@ -22,13 +22,11 @@ from jiio.tasks.image_rule import ImageRule
 from jiio.tasks.latent_model import LatentModel, start
 
 PRIOR = 0.05
-RATE = 0.3
-# Where the weights change under the statistics that P is made of, long steps throw a batch off now and then.
-TRAINING_RATE = 0.2
+RATE = 1.0
 REFRESHED_EVERY = 4  # joint steps, doubling
 SOLVER = Delayed(after=30)
 # From the guess of a training, near the minimum, mixing may begin early; from the mean latent it then finds saddles.
-TRAINING_SOLVER = Delayed(after=8)
+TRAINING_SOLVER = Delayed(after=4)
 
 
 def reconstruction(
@@ -100,7 +98,7 @@ class GenerationLoss(nn.Module):
     """forward(images, latent) -> (loss, solution): a joint solve, then the envelope gradient (no further solve)."""
 
     def __init__(
-        self, model: LatentModel, *, prior: float = PRIOR, joint_steps: int = 25, rate: float = TRAINING_RATE,
+        self, model: LatentModel, *, prior: float = PRIOR, joint_steps: int = 25, rate: float = RATE,
         compute_dtype: torch.dtype | None = None,
     ):  # fmt: skip
         super().__init__()

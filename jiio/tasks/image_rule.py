@@ -57,7 +57,7 @@ class ImageRule:
     measurement: Measurement | None = None
     believed: Tensor | float = 1.0
 
-    def refresh(self, z: Any, x: Tensor, k: int) -> ImageRule:
+    def refresh(self, z: Any, x: Tensor, k: int, lag: Tensor) -> ImageRule:
         """P of the image at `z`, every few steps at first, then ever more seldom: the image comes to rest."""
         if self.inverse is not None and not _doubling(k, self.every):
             return self

@@ -24,7 +24,7 @@ from jiio.solution import OnFailure, Solution
 from jiio.solve import solve
 from jiio.step import Step
 from jiio.tasks.density import LatentDensity
-from jiio.tasks.generation import RATE, SOLVER, TRAINING_RATE, latent_step, squares
+from jiio.tasks.generation import RATE, SOLVER, latent_step, squares
 from jiio.tasks.image_rule import ImageRule
 from jiio.tasks.latent_model import LatentModel, density, start
 from jiio.tasks.measurement import Measurement
@@ -203,9 +203,7 @@ class DamagedLoss(nn.Module):
     linear solve. "first_order": x* held constant, the path through it dropped; cheaper and biased.
     """
 
-    def __init__(
-        self, model: LatentModel, *, gradient: Gradient = "exact", joint_steps: int = 60, rate: float = TRAINING_RATE
-    ):
+    def __init__(self, model: LatentModel, *, gradient: Gradient = "exact", joint_steps: int = 60, rate: float = RATE):
         super().__init__()
         if gradient not in ("exact", "first_order"):
             raise ValueError(f"gradient must be 'exact' or 'first_order', got {gradient!r}")

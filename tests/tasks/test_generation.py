@@ -29,7 +29,9 @@ def test_steps_follow_the_curvature_of_each_image() -> None:
     with torch.no_grad():
         problem = reconstruction(model, batch)
     matrices = gauss_newton(problem, solution.value.z, solution.value.x)
-    rule = reconstruction_step(model, len(batch)).rule.refresh(solution.value.z, solution.value.x, 0)
+    rule = reconstruction_step(model, len(batch)).rule.refresh(
+        solution.value.z, solution.value.x, 0, solution.residual[:, 0]
+    )
     seen = torch.stack([rule.direction(column) for column in matrices.unbind(-1)], dim=-1)
     values = torch.linalg.eigvals(seen).real
     assert 0.2 < float(values.min()) <= float(values.max()) < 3
