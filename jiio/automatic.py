@@ -35,7 +35,7 @@ def automatic_step(problem: Problem, start: State, *, work: Work) -> Step:
     """The input step that `solve` takes when none is given, from each sample's curvature at its start, z solved for.
 
     A free x of up to 64 coordinates: the inverse of the sample's own Gauss-Newton matrix, damped as far as needed
-    (`damped`), at a third of a Newton step, and its tangent, as much memory as 64 equilibria.
+    (`damped`), at whole Newton steps, and its tangent, as much memory as 64 equilibria.
     Otherwise plain steps of half the inverse of the largest curvature.
     """
     z, x = start.z, start.x

@@ -218,7 +218,8 @@ class Matrix(_Fixed):
     """P = `inverse`, symmetric and positive, (d, d) or (1, d, d) for all samples or (batch, d, d), for x of shape (batch, d).
 
     Made by `inverse_of(gauss_newton(...))`: the inverse of a Gauss-Newton matrix, so P g is about the distance to the
-    minimum and a rate of 1 is a Newton step; the joint solve needs less because z and mu lag behind x.
+    minimum and a rate of 1 is a Newton step; a joint solve needs less where the step knows no tangent, because z and mu lag
+    behind x.
     """
 
     inverse: Tensor = field(repr=False)

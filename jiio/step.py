@@ -32,9 +32,9 @@ class Step:
     a constraint holds x (attacks: 1 saves a third of the steps); without one it turns into oscillation near the minimum,
     so there let a schedule take it away.
     tangent: dz*/dx, a tree of the form of z, each leaf (batch or 1, numbers in x, ...): where x moves by dx, z moves on by
-    dz*/dx dx at once, in place of following in the course of 1 / (1 - contraction) steps. A mean over some samples of a model
-    will do, and `jiio.newton_step` measures one: contractions near 1, many latents and bad conditions then take about as
-    many steps as easy problems do (docs/scaling.md).
+    dz*/dx dx at once, in place of following in the course of 1 / (1 - contraction) steps, and the gradient in x is what it
+    will be when mu has followed. A mean over some samples of a model will do, and `jiio.newton_step` measures one: with it and a
+    good P an input rate of 1 holds, at contractions near 1, with many latents and bad conditions too (docs/scaling.md).
     """
 
     x: float | Rule
