@@ -33,8 +33,8 @@ class Step:
     so there let a schedule take it away.
     tangent: dz*/dx, a tree of the form of z, each leaf (batch or 1, numbers in x, ...): where x moves by dx, z moves on by
     dz*/dx dx at once, in place of following in the course of 1 / (1 - contraction) steps, and the gradient in x is what it
-    will be when mu has followed. A mean over some samples of a model will do, and `jiio.newton_step` measures one: with it and a
-    good P an input rate of 1 holds, at contractions near 1, with many latents and bad conditions too (docs/scaling.md).
+    will be when mu has followed. A mean over some samples of a model will do, and `jiio.newton_step` measures one: with it and
+    a good P an input rate of 1 holds, at contractions near 1, with many latents and bad conditions too (docs/scaling.md).
     """
 
     x: float | Rule
