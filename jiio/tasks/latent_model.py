@@ -8,8 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from jiio import tree
 from jiio.deq import DEQ
 from jiio.problem import State
+from jiio.solution import OnFailure
 from jiio.tasks.density import LatentDensity
 
 
@@ -72,14 +74,18 @@ def density(model: LatentModel) -> LatentDensity:
 
 
 def start(model: LatentModel, batch: int, *, latent: Tensor | None = None) -> State:
-    """Start at the mean of the model's density, or at `latent` (batch, latent)."""
+    """Start at `latent` (batch, latent), or at the mean of the model's density, whose equilibrium is then solved for once for
+    all samples: a fifth of the evaluations of a solve of digits. (Near other latents it saves none.)"""
     mean = density(model).center()
     x = mean.expand(batch, -1).clone() if latent is None else latent.to(mean)
     z = model.start(x)
-    return State(z, tuple(torch.zeros_like(part) for part in z), x)
+    if latent is None:
+        settled = solve_equilibrium(model, mean[None], on_failure="ignore")
+        z = tree.apply(lambda like, one: torch.empty_like(like).copy_(one.expand_as(like)), z, settled)
+    return State(z, tree.apply(torch.zeros_like, z), x)
 
 
-def solve_equilibrium(model: LatentModel, latent: Tensor, *, tol: float = 1e-3) -> Any:
+def solve_equilibrium(model: LatentModel, latent: Tensor, *, tol: float = 1e-3, on_failure: OnFailure = "warn") -> Any:
     """z*(x) of latents (batch, latent), without graph."""
     with torch.no_grad():
-        return DEQ(model.cell(), tol=tol).solve(latent, model.start(latent)).value
+        return DEQ(model.cell(), tol=tol, on_failure=on_failure).solve(latent, model.start(latent)).value
