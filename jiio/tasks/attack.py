@@ -71,11 +71,11 @@ class JointAttack:
     always. It raises the mean loss; most images above the default are fooled already, and targeted losses are never above 0.
     """
 
-    steps: int = 30
+    steps: int = 20
     rate: float = 1.0
     lookahead: float = 1.25
     solve_tol: float = 1e-2
-    tol: float = 3e-2
+    tol: float = 1.5e-2
     restarts: int = 1
     mirror: float = 1.25
     loss: Loss = "cross_entropy"
