@@ -32,7 +32,7 @@ class Damped:
     POWER: ClassVar[float] = 0.24
     SLOWEST: ClassVar[float] = 0.947
     FASTEST: ClassVar[float] = 1.26
-    MOST: ClassVar[float] = 10.0
+    MOST: ClassVar[float] = 2.0
 
     vectors: Tensor = field(repr=False)
     values: Tensor = field(repr=False)
