@@ -45,6 +45,8 @@ def solve(
     move it, divided by the constraint's scale (1 for a free x: latent units; the radius of a ball). That step is P g: with a
     number for P, flat directions of an ill-conditioned problem hardly count, with a `newton_step` or matrix they do.
     on_failure: "warn" with a `ConvergenceWarning`, "raise" `NotConverged`, or "ignore".
+    callback: sees (step, state, evaluation) of every step; mu of that state is the adjoint less dcost/dz (`Problem.sweep`),
+    where that of the solution is the adjoint, the multiplier of the Lagrangian.
 
     Raises `ValueError`, naming shapes or values, for input that can't be solved.
 

@@ -141,3 +141,38 @@ def test_a_start_at_an_equilibrium_of_zero_has_not_diverged() -> None:
     start = problem.start(torch.zeros(4, 2, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64))
     found = solve(problem, start, step=Step(0.2), solver=Picard(0.5), max_steps=300, on_failure="ignore")
     assert bool(found.converged.all()), found.report()
+
+
+def test_a_sweep_is_one_evaluation_after_the_other() -> None:
+    problem = smooth_problem(SmoothCell())
+    start = zeros(problem)
+    z, mu, x = (torch.randn_like(part) for part in start)
+    now = problem.sweep(State(z, mu, x))
+    z.requires_grad_(), x.requires_grad_()
+    fz = problem.evaluate(z, x)
+    seen = fz.detach().requires_grad_()
+    cost = problem.cost(seen, x, *problem.context)
+    slope, own = torch.autograd.grad(cost.sum(), (seen, x))
+    pulled, through = torch.autograd.grad(fz, (z, x), mu + slope)
+    for found, expected in zip(now, (fz, cost, mu + slope, pulled, through + own), strict=True):
+        assert torch.allclose(found, expected)
+        assert not found.requires_grad
+
+
+def test_with_its_tangent_a_step_knows_the_gradient_in_x_whatever_mu_is() -> None:
+    """Exact for a linear f; z at its equilibrium."""
+    exact = linear_quadratic()
+    problem, eye = exact.problem(), torch.eye(N, dtype=torch.float64)
+    tangent = torch.linalg.solve(eye - exact.A, exact.B).T[None]
+    x, mu = torch.randn(4, D, dtype=torch.float64), torch.randn(4, N, dtype=torch.float64)
+
+    def z_star(x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.solve(eye - exact.A, (x @ exact.B.T + exact.c).T).T
+
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(problem.cost(z_star(x), x, *problem.context).sum(), x)
+    x = x.detach()
+    for own in (tangent, tangent.expand(4, -1, -1)):
+        now = problem.sweep(State(z_star(x), mu, x))
+        assert torch.allclose(Step(1.0, tangent=own).reduced(now.x, now.mu - mu), expected)
+    assert not torch.allclose(now.x, expected, rtol=0.1)
