@@ -104,9 +104,9 @@ def damped(
     with torch.no_grad():
         work.add(f=len(start.x), vjp=len(start.x), cost_grad=len(start.x))
         now, carried = problem.sweep(start), Step(rate, tangent=tangent)
-        gradient = carried.reduced(now.x, tree.apply(torch.sub, now.mu, start.mu))
+        gradient = carried.reduced(now.x, start.mu, now.mu)
         size = tree.norm(start.z) + metric.diagonal(dim1=1, dim2=2).sum(1).sqrt()
-        steepest = torch.linalg.vector_norm(_times(vectors.mT, gradient.double()), dim=1)
+        steepest = torch.linalg.vector_norm(tree.times(vectors.mT, gradient.double()), dim=1)
         largest = torch.maximum(values.amax(1), (steepest / (FARTHEST * size)).amax(0, keepdim=len(values) == 1))
         largest = largest.clamp_min(torch.finfo(matrix.dtype).tiny)[:, None]
         values = torch.maximum(values, FLOOR * largest)
@@ -132,11 +132,6 @@ def _missed(problem: Problem, start: State, step: Step, change: Tensor, *, work:
     work.add(f=len(dx))
     f = problem.evaluate(z, start.x + dx)
     return relative(tree.apply(torch.sub, f, z), f)[0].nan_to_num(torch.inf)
-
-
-def _times(matrix: Tensor, gradient: Tensor) -> Tensor:
-    """The products of matrices (batch or 1, d, d) with (batch, d)."""
-    return tree.times(matrix.expand(len(gradient), -1, -1), gradient)
 
 
 def _diagonalised(matrix: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:

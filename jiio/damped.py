@@ -42,9 +42,8 @@ class Damped:
 
     def direction(self, gradient: Tensor) -> Tensor:
         """P g."""
-        vectors = self.vectors.expand(len(gradient), -1, -1)
-        along = tree.times(vectors.mT, gradient.to(vectors.dtype))
-        return tree.times(vectors, along / (self.values + self.share * self.damping)).to(gradient.dtype)
+        along = tree.times(self.vectors.mT, gradient.to(self.vectors.dtype))
+        return tree.times(self.vectors, along / (self.values + self.share * self.damping)).to(gradient.dtype)
 
     def check(self, constraint: Constraint, x: Tensor) -> None:
         """Commutes with `Free` only."""

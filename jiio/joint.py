@@ -87,6 +87,13 @@ def cost_slope(problem: Problem, state: State, *, work: Work) -> Tree:
     return tree.build(z, pull([cost], [torch.ones_like(cost)], tree.leaves(z)))
 
 
+def without_slope(state: State, slope: Tree) -> State:
+    """A state with the multiplier of `Problem.lagrangian` as `JointMap` takes it: mu - dcost/dz. A multiplier of 0 is none yet
+    and stays 0, for dcost/dz, where one begins, is in the step itself; so does one whose slope is not finite."""
+    unset = (tree.norm(state.mu) == 0) | ~tree.finite(slope)
+    return state._replace(mu=tree.where(unset, state.mu, tree.apply(torch.sub, state.mu, slope)))
+
+
 def with_adjoint(problem: Problem, state: State, *, work: Work) -> State:
     """A state of `JointMap` with the multiplier of `Problem.lagrangian`: mu + dcost/dz, where that is finite."""
     slope = cost_slope(problem, state, work=work)
@@ -129,7 +136,6 @@ class JointMap:
     def advance(self, s: State, k: int) -> State:
         """The step; x waits as long as it did at the last measurement."""
         now = self._sweep(s)
-        now = self._reduced(now, tree.apply(torch.sub, now.mu, s.mu))
         rate, change = self._change(s, now, k)
         return self._next(s, now, rate, change, k)
 
@@ -139,9 +145,7 @@ class JointMap:
         defect = tree.apply(torch.sub, now.f, s.z)
         r_z, size_z = relative(defect, now.f, self.floor[0])
         size_mu = torch.maximum(tree.norm(now.adjoint), self.floor[1])
-        defect_mu = tree.apply(torch.sub, now.mu, s.mu)
-        r_mu = tree.norm(defect_mu) / size_mu
-        now = self._reduced(now, defect_mu)
+        r_mu = tree.norm(tree.apply(torch.sub, now.mu, s.mu)) / size_mu
         # measured for a trace or not, a solve takes the same steps
         if self.memory.lag is None or k % CHECK_EVERY == 0:
             self.memory.lag = torch.maximum(r_z, r_mu)
@@ -159,11 +163,8 @@ class JointMap:
 
     def _sweep(self, s: State) -> Sweep:
         self.work.add(f=len(s.x), vjp=len(s.x), cost_grad=len(s.x))
-        return self.problem.sweep(s)
-
-    def _reduced(self, now: Sweep, defect_mu: Tree) -> Sweep:
-        """The gradient in x with mu settled, to first order."""
-        return now._replace(x=self.step.reduced(now.x, defect_mu))
+        now = self.problem.sweep(s)
+        return now._replace(x=self.step.reduced(now.x, s.mu, now.mu))
 
     def _change(self, s: State, now: Sweep, k: int) -> tuple[Tensor, Tensor]:
         """Each sample's input rate, and x less where the step at that rate ends."""

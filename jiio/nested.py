@@ -12,7 +12,7 @@ from jiio import tree
 from jiio.autodiff import pull
 from jiio.fixed_point import OneBlock, check_budget, check_options, iterate
 from jiio.input_memory import InputMemory
-from jiio.joint import JointMap, cost_slope, equilibrium
+from jiio.joint import JointMap, cost_slope, equilibrium, without_slope
 from jiio.optimizer import LBFGS, PGD, Adam, Optimizer
 from jiio.precondition import Rule, Scalar
 from jiio.problem import Problem, State
@@ -125,8 +125,7 @@ def _measured(
     problem: Problem, state: State, floor: tuple[Tensor, Tensor], work: Work, rule: Rule, tol: float
 ) -> Solution[State]:
     F = JointMap(problem, Step(rule, lag=None), floor, Work(), tol, InputMemory.fresh(rule, state.x), cut_steps=0)
-    slope = cost_slope(problem, state, work=Work())
-    now = F.evaluate(state._replace(mu=tree.apply(torch.sub, state.mu, slope)), 0)
+    now = F.evaluate(without_slope(state, cost_slope(problem, state, work=Work())), 0)
     converged = (now.residual <= tol).all(1)
     status = torch.where(converged, int(Status.CONVERGED), int(Status.BUDGET))
     status = torch.where(now.residual.isfinite().all(1), status, int(Status.NON_FINITE))

@@ -237,7 +237,7 @@ class Matrix(_Fixed):
         self._require_fit(gradient)
         if self.inverse.dim() == 2:
             return gradient @ self.inverse
-        return tree.times(self.inverse.expand(len(gradient), -1, -1), gradient)
+        return tree.times(self.inverse, gradient)
 
     def check(self, constraint: Constraint, x: Tensor) -> None:
         """Commutes with `Free` only."""

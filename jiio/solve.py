@@ -11,7 +11,7 @@ from jiio import tree
 from jiio.automatic import automatic_step
 from jiio.fixed_point import Callback, check_budget, check_options, iterate
 from jiio.input_memory import InputMemory
-from jiio.joint import COMPARABLE, JointMap, cost_slope, equilibrium, with_adjoint
+from jiio.joint import COMPARABLE, JointMap, cost_slope, equilibrium, with_adjoint, without_slope
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Work, settle_failure
 from jiio.solver import Picard, Solver
@@ -69,10 +69,7 @@ def solve(
     work = Work()
     start = settle(problem, start, work=work, tol=max(tolerances[0], COMPARABLE) / 2)
     slope = cost_slope(problem, start, work=work)
-    floor = floors(start.z, slope)
-    # an adjoint of 0 is none yet: what it begins with, dcost/dz, is in the step itself
-    unset = (tree.norm(start.mu) == 0) | ~tree.finite(slope)
-    start = start._replace(mu=tree.where(unset, start.mu, tree.apply(torch.sub, start.mu, slope)))
+    start, floor = without_slope(start, slope), floors(start.z, slope)
     if step is None:
         step = automatic_step(problem, start, work=work)
     memory = InputMemory.fresh(step.rule, start.x)

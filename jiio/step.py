@@ -93,15 +93,15 @@ class Step:
         parts = tree.leaves(self.tangent)
         return [(tree.storage_order(part[:, 0]), tree.stack_rows(part)[0]) for part in parts]
 
-    def reduced(self, gradient: Tensor, defect: Tree) -> Tensor:
-        """dcost(z*(x), x)/dx as it is to first order when mu, which misses its own value by `defect`, has settled; without a
+    def reduced(self, gradient: Tensor, mu: Tree, moved: Tree) -> Tensor:
+        """dcost(z*(x), x)/dx as it is to first order when mu, which a step would move to `moved`, has settled; without a
         tangent `gradient`.
 
         The adjoint of what `carry` does: J_x^T (1 - J_z)^-T is (dz*/dx)^T.
         """
         if self.tangent is None:
             return gradient
-        return gradient + self._pulled(defect).view_as(gradient)
+        return gradient + self._pulled(tree.apply(torch.sub, moved, mu)).view_as(gradient)
 
     def _pulled(self, defect: Tree) -> Tensor:
         """tangent^T defect, (batch, numbers in x)."""

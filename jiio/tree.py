@@ -160,12 +160,13 @@ def products(stack: Tensor, leaf: Tensor) -> Tensor:
     tensor([[2., 3.]])
     """
     flat = leaf.permute(storage_order(stack[:, 0])).flatten(1)
-    return torch.bmm(stack_rows(stack), flat[:, :, None])[:, :, 0]
+    return times(stack_rows(stack), flat)
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """The products of (batch, n, m) and (batch, m); rows in place of columns take a half to a fifth of the time on a CPU."""
-    return torch.bmm(vector[:, None], matrix.mT)[:, 0]
+    """The products of (batch or 1, n, m) and (batch, m); rows in place of columns take a half to a fifth of the time on a
+    CPU."""
+    return torch.bmm(vector[:, None], matrix.mT.expand(len(vector), -1, -1))[:, 0]
 
 
 def where(mask: Tensor, a: Tree, b: Tree) -> Tree:
