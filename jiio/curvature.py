@@ -11,17 +11,22 @@ from jiio import tree
 from jiio.autodiff import pull
 from jiio.problem import Problem
 from jiio.solution import Work
+from jiio.solver import Anderson
 from jiio.tree import Tree
 
 LINEAR_STEPS = 60
 LINEAR_TOL = 1e-2
+MIXING = Anderson(5)
 
 
 class Linearization:
-    """f and the gradient of cost, linearised at one (z, x): products with J, J^T and the Hessian of cost."""
+    """f and the gradient of cost, linearised at one (z, x): products with J, J^T and the Hessian of cost.
 
-    def __init__(self, problem: Problem, z: Tree, x: Tensor, *, work: Work):
-        self.form, self.work, self.batch = z, work, len(x)
+    tol: relative residual to which tangents and adjoints are solved.
+    """
+
+    def __init__(self, problem: Problem, z: Tree, x: Tensor, *, work: Work, tol: float = LINEAR_TOL):
+        self.form, self.work, self.tol, self.batch = z, work, tol, len(x)
         self.inputs = [leaf.detach().requires_grad_() for leaf in (*tree.leaves(z), x)]
         with torch.enable_grad():
             z, x = tree.build(z, self.inputs[:-1]), self.inputs[-1]
@@ -49,7 +54,8 @@ class Linearization:
 
     def tangent(self, dx: Tensor) -> list[Tensor]:
         """dz*/dx dx, the fixed point of dz = J_z dz + J_x dx."""
-        return _linear_fixed_point(lambda dz: self.push([*dz, dx]), [torch.zeros_like(leaf) for leaf in self.seeds])
+        zero = [torch.zeros_like(leaf) for leaf in self.seeds]
+        return _linear_fixed_point(lambda dz: self.push([*dz, dx]), zero, self.tol)
 
     def reduce(self, gradient: Sequence[Tensor]) -> Tensor:
         """(dz*/dx)^T v_z + v_x of gradient = (*v_z, v_x): one adjoint solve."""
@@ -58,33 +64,41 @@ class Linearization:
         def adjoint(mu: Sequence[Tensor]) -> list[Tensor]:
             return [p + v for p, v in zip(self.pull(mu)[:-1], v_z, strict=True)]
 
-        return self.pull(_linear_fixed_point(adjoint, v_z))[-1] + gradient[-1].detach()
+        return self.pull(_linear_fixed_point(adjoint, v_z, self.tol))[-1] + gradient[-1].detach()
 
 
-def _linear_fixed_point(F: Callable[[Sequence[Tensor]], list[Tensor]], start: Sequence[Tensor]) -> list[Tensor]:
-    """Iterate each sample to relative residual `LINEAR_TOL`; a finished one is frozen, so the batch has no say in it."""
-    s = list(start)
-    done = torch.zeros(len(s[0]), dtype=torch.bool, device=s[0].device)
-    for _ in range(LINEAR_STEPS):
-        moved = F(s)
-        change = tree.norm(tuple(a - b for a, b in zip(moved, s, strict=True)))
-        s = list(tree.where(done, tuple(s), tuple(moved)))
-        done = done | (change <= LINEAR_TOL * tree.norm(tuple(moved)))
+def _linear_fixed_point(
+    F: Callable[[Sequence[Tensor]], list[Tensor]], start: Sequence[Tensor], tol: float
+) -> list[Tensor]:
+    """Iterate each sample to relative residual `tol`; a finished one is frozen, so the batch has no say in it.
+
+    Mixed by Anderson, which is GMRES on a linear map: at a contraction of 0.9 a fifth of the products of a plain iteration.
+    """
+    s, found, memory = tuple(start), tuple(start), MIXING.init(tuple(start))
+    done = torch.zeros(len(start[0]), dtype=torch.bool, device=start[0].device)
+    for k in range(LINEAR_STEPS):
+        moved = tuple(F(s))
+        change = tree.norm(tree.apply(torch.sub, moved, s))
+        found = tree.where(done, found, moved)
+        done = done | (change <= tol * tree.norm(moved))
         if bool(done.all()):
             break
-    return s
+        s, memory = MIXING.step(memory, k, s, moved)
+    return list(found)
 
 
-def response(problem: Problem, z: Tree, x: Tensor, *, work: Work | None = None) -> tuple[Tree, Tensor]:
+def response(
+    problem: Problem, z: Tree, x: Tensor, *, tol: float = LINEAR_TOL, work: Work | None = None
+) -> tuple[Tree, Tensor]:
     """The tangent dz*/dx and the Gauss-Newton matrices T^T C T of x -> cost(z*(x), x), T = (dz*/dx, 1) and C the Hessian of
     cost in (z, x): the curvature of f is left out.
 
-    x: (batch, d).  z: near its equilibrium.  Returns leaves (batch, d, ...), and (batch, d, d). Takes about 10 d VJPs a
-    sample, more where the contraction is near 1.
+    x: (batch, d).  z: near its equilibrium.  tol: relative residual of each column of T.  Returns leaves (batch, d, ...), and
+    (batch, d, d). Takes 5 to 10 d VJPs a sample.
     """
     if x.dim() != 2:
         raise ValueError(f"a Gauss-Newton matrix needs x of shape (batch, d), got {tuple(x.shape)}")
-    linear = Linearization(problem, z, x, work=work if work is not None else Work())
+    linear = Linearization(problem, z, x, work=work if work is not None else Work(), tol=tol)
     tangent = tree.apply(lambda leaf: tree.stack_like(leaf, x.shape[1]), tree.detach(z))
     left, right = [], []
     for i, unit in enumerate(torch.eye(x.shape[1], dtype=x.dtype, device=x.device)):
@@ -116,12 +130,15 @@ def inverse_of(matrix: Tensor, *, floor: float = 1e-4) -> Tensor:
     return ((vectors / values[..., None, :]) @ vectors.mT).to(matrix.dtype)
 
 
-def curvature(problem: Problem, z: Tree, x: Tensor, *, steps: int = 4, work: Work | None = None) -> Tensor:
+def curvature(
+    problem: Problem, z: Tree, x: Tensor, *, steps: int = 4, tol: float = LINEAR_TOL, work: Work | None = None
+) -> Tensor:
     """Largest Gauss-Newton curvature of each sample's reduced problem, (batch,), by power iteration from its gradient.
 
     A lower estimate: power iteration approaches the largest eigenvalue from below. 0 where the gradient vanishes.
+    tol: relative residual of the tangents and adjoints in it.
     """
-    linear = Linearization(problem, z, x, work=work if work is not None else Work())
+    linear = Linearization(problem, z, x, work=work if work is not None else Work(), tol=tol)
     direction = linear.reduce(linear.cost_gradient)
     value = x.new_zeros(len(x))
     for _ in range(steps):

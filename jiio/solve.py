@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.automatic import automatic_step
+from jiio.automatic import automatic
 from jiio.fixed_point import Callback, check_budget, check_options, iterate
 from jiio.input_memory import InputMemory
 from jiio.joint import COMPARABLE, JointMap, cost_slope, equilibrium, with_adjoint, without_slope
@@ -27,7 +27,7 @@ def solve(
     start: State,
     *,
     step: Step | None = None,
-    solver: Solver = Picard(),
+    solver: Solver | None = None,
     max_steps: int = 300,
     tol: Tolerance = (1e-3, 1e-2, 1e-2),
     on_failure: OnFailure = "warn",
@@ -41,6 +41,9 @@ def solve(
     cost, `implicit(solution)` when it is another.
 
     step: rates and input rule; `None` estimates each sample's curvature at its start.
+    solver: `None` is the plain iteration, `Picard()`; where `step` is None too and x, free or in a box, has more than 64
+    coordinates, `Delayed(after=12)`, since plain steps do not arrive there. Mixed iterates depend on rounding, in float32
+    by more than 1e-5 and within the tolerances, so that a sample's may depend on what else is in its batch.
     tol: relative residuals of (z, mu, x), or one number for all. Of x it is the distance that a full input step would
     move it, divided by the constraint's scale (1 for a free x: latent units; the radius of a ball). That step is P g: with a
     number for P, flat directions of an ill-conditioned problem hardly count, with a `newton_step` or matrix they do.
@@ -58,7 +61,8 @@ def solve(
     """
     tolerances = tol if isinstance(tol, tuple) else (tol, tol, tol)
     check_budget(max_steps, tolerances)
-    check_options(solver, on_failure)
+    usual: Solver = Picard()
+    check_options(usual if solver is None else solver, on_failure)
     if len(tolerances) != 3:
         raise ValueError(f"tol is one number or three, for (z, mu, x); got {tol}")
     problem.check(start)
@@ -71,7 +75,8 @@ def solve(
     slope = cost_slope(problem, start, work=work)
     start, floor = without_slope(start, slope), floors(start.z, slope)
     if step is None:
-        step = automatic_step(problem, start, work=work)
+        step, usual = automatic(problem, start, work=work)
+    solver = usual if solver is None else solver
     memory = InputMemory.fresh(step.rule, start.x)
     F = JointMap(problem, step, floor, work, tolerances[0], memory, cut_steps=solver.plain_steps)
     given_away = [start]

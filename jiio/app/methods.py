@@ -16,7 +16,7 @@ from jiio.optimizer import LBFGS, Optimizer
 from jiio.problem import Problem, State
 from jiio.solution import Work
 from jiio.solve import solve
-from jiio.solver import Picard, Solver
+from jiio.solver import Solver
 from jiio.step import Step
 
 # Tolerances of mu and x that no sample meets, so that every step of a comparison is done for all; that of z is the one
@@ -42,10 +42,10 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Joint:
-    """The joint solve with an input step (None: automatic) and a solver."""
+    """The joint solve with an input step (None: automatic) and a solver (None: what goes with the step)."""
 
     step: Step | None
-    solver: Solver = Picard()
+    solver: Solver | None = None
 
     in_rounds = False
 
