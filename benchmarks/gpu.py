@@ -63,7 +63,7 @@ def steps_of(problem: Problem, model: Generator, first: State, solver: Solver) -
     def run() -> None:
         ones = first.x.new_ones(len(first.x))
         memory = InputMemory.fresh(step.rule, first.x)
-        F = JointMap(problem, step, (ones, ones), Work(), 1e-3, memory, cut_steps=math.inf)
+        F = JointMap(problem, step, ones, Work(), 1e-3, memory, cut_steps=math.inf)
         s, kept = first, solver.init(first)
         for k in range(STEPS):
             fs = F.evaluate(s, k).next if k % CHECK_EVERY == 0 else F.advance(s, k)

@@ -33,12 +33,13 @@ COMPACTED = 0.75
 class Evaluation(NamedTuple):
     """One evaluation of a map at s.
 
-    next: F(s).  residual: (batch, blocks), relative, measured at s.  scale: (batch,), what the first block's residual
-    was divided by.  merit: (batch,), lower is better, infinite where iterates can't be compared by it yet, measured at s.
-    doubt: (batch,), how far the merit may be off.
+    next: F(s).  value: s as it is returned.  residual: (batch, blocks), relative, measured at s.  scale: (batch,), what the
+    first block's residual was divided by.  merit: (batch,), lower is better, infinite where iterates can't be compared by
+    it yet, measured at s.  doubt: (batch,), how far the merit may be off.
     """
 
     next: Tree
+    value: Tree
     residual: Tensor
     scale: Tensor
     merit: Tensor
@@ -129,7 +130,7 @@ class Book:
         excess = (look.residual / self.tol).max(1)
         broken = ~np.isfinite(excess) | np.isnan(look.merit)
         diverged = self._diverged(look, excess)
-        self._track_best(k, s, look, excess, broken)
+        self._track_best(k, now.value, look, excess, broken)
         status = np.full(len(self.rows), int(Status.BUDGET))
         status[k - self.progress >= STALL_STEPS] = int(Status.STALLED)
         status[broken] = int(Status.NON_FINITE)
@@ -139,9 +140,9 @@ class Book:
         if not ended.any():
             return False
         if not last and (ended & (look.merit == np.inf) & ~broken).any():
-            s = F.settled(s)
-            look = _Look.of(F.measure(s))
-        self._store(k, s, look, status, ended)
+            now = F.measure(F.settled(s))
+            look = _Look.of(now)
+        self._store(k, now.value, look, status, ended)
         self.finished |= ended
         return bool(self.finished.all())
 
@@ -159,7 +160,7 @@ class Book:
         self.least_defect = np.where(known, np.minimum(self.least_defect, floor), self.least_defect)
         return (self.growing >= GROWING_CHECKS) | runaway
 
-    def _track_best(self, k: int, s: Tree, look: _Look, excess: Floats, broken: Mask) -> None:
+    def _track_best(self, k: int, value: Tree, look: _Look, excess: Floats, broken: Mask) -> None:
         gained = self.best_merit - look.merit > STALL_GAIN * np.abs(self.best_merit)
         gained |= (self.best_merit == np.inf) & np.isfinite(look.merit)
         gained |= self._falling(excess, broken)
@@ -168,7 +169,7 @@ class Book:
         self.progress[gained & ~broken] = k
         # while no iterate can be compared by merit, the latest finite one stands in
         better = ~broken & ~self.finished & ((look.merit < self.best_merit) | (self.best_merit == np.inf))
-        self._keep(better, s)
+        self._keep(better, value)
         self.best_merit[better] = look.merit[better]
         self.best_doubt[better] = look.doubt[better]
         self.best_residual[better] = look.residual[better]
@@ -189,25 +190,26 @@ class Book:
         self.least = np.minimum(self.least, self.trend)
         return falling
 
-    def _keep(self, chosen: Mask, s: Tree) -> None:
+    def _keep(self, chosen: Mask, value: Tree) -> None:
         """Make the iterates of `chosen` the best of their samples."""
         if self.borrowed and chosen.all():
-            self.value = s
+            self.value = value
         elif chosen.any():
             self._own()
             rows, positions = (self._tensor(part) for part in (self.rows[chosen], chosen.nonzero()[0]))
-            for leaf, part in zip(tree.leaves(self.value), tree.leaves(tree.select(s, positions)), strict=True):
+            for leaf, part in zip(tree.leaves(self.value), tree.leaves(tree.select(value, positions)), strict=True):
                 leaf.index_copy_(0, rows, part)
 
     def _own(self) -> None:
         if self.borrowed:
             self.value, self.borrowed = tree.apply(torch.clone, self.value), False
 
-    def _store(self, k: int, s: Tree, look: _Look, status: NDArray[np.int64], ended: Mask) -> None:
+    def _store(self, k: int, value: Tree, look: _Look, status: NDArray[np.int64], ended: Mask) -> None:
         accuracy = MERIT_ACCURACY * np.abs(self.best_merit) + self.best_doubt + look.doubt
         use_best = ~(look.merit <= self.best_merit + accuracy) & (self.best_residual[:, 0] < np.inf)
         status = np.where(use_best & (status == int(Status.CONVERGED)), int(Status.STALLED), status)
-        self._keep(ended & ~use_best, s)
+        # a sample that was never finite keeps its start
+        self._keep(ended & ~use_best & np.isfinite(look.residual).all(1) & ~np.isnan(look.merit), value)
         self._own()  # what is returned of finished samples must stay
         rows = self.rows[ended]
         self.residual[rows] = np.where(use_best[:, None], self.best_residual, look.residual)[ended]

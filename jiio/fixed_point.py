@@ -35,7 +35,7 @@ class OneBlock(ABC):
         """F(s) and |F(s) - s| / |F(s)|."""
         fs = self.advance(s, k)
         residual, size = relative(tree.apply(torch.sub, fs, s), fs)
-        return Evaluation(fs, residual[:, None], size, residual, torch.zeros_like(residual))
+        return Evaluation(fs, s, residual[:, None], size, residual, torch.zeros_like(residual))
 
     def measure(self, s: Tree) -> Evaluation:
         """An evaluation as any other."""
@@ -214,7 +214,7 @@ def iterate(
             if trace:
                 points.append(book.trace_point(k, now))
             if callback is not None:
-                callback(k, s, now)
+                callback(k, now.value, now)
             if looked_at and book.record(k, F, s, now, last=last):
                 break
             fs = now.next

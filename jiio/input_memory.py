@@ -18,7 +18,8 @@ class InputMemory:
     rule: as it is now.  factor: what overshooting has left of each sample's rate.  direction: each sample's recent one, a
     short moving average: the last one alone misses the slow oscillations of a lagging z and mu. Of averages 0, 0.5, 0.8,
     0.9 and recoveries of 2 and 5 % these were best on small random problems.  last: the direction before extrapolation.
-    lag: the larger of the residuals of z and mu when the solve last looked at them.
+    lag: the larger of the residuals of z and mu when the solve last looked at them.  slope: (batch,), |dcost/dz| at the start,
+    below which mu does not shrink its relative residual; `None` until the first look.
     """
 
     RECOVERY: ClassVar[float] = 1.02
@@ -29,6 +30,7 @@ class InputMemory:
     direction: Tensor
     last: Tensor | None = None
     lag: Tensor | None = None
+    slope: Tensor | None = None
 
     @classmethod
     def fresh(cls, rule: Rule, x: Tensor) -> InputMemory:
@@ -50,5 +52,5 @@ class InputMemory:
 
     def select(self, rows: Tensor) -> InputMemory:
         """The memory of the samples `rows`."""
-        last, lag = (None if part is None else part[rows] for part in (self.last, self.lag))
-        return InputMemory(self.rule.select(rows), self.factor[rows], self.direction[rows], last, lag)
+        rest = (None if part is None else part[rows] for part in (self.last, self.lag, self.slope))
+        return InputMemory(self.rule.select(rows), self.factor[rows], self.direction[rows], *rest)

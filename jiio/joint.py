@@ -87,18 +87,17 @@ def cost_slope(problem: Problem, state: State, *, work: Work) -> Tree:
     return tree.build(z, pull([cost], [torch.ones_like(cost)], tree.leaves(z)))
 
 
+def size_of_slope(slope: Tree) -> Tensor:
+    """|dcost/dz| of each sample, (batch,), to divide by."""
+    size = tree.norm(slope)
+    return size.clamp_min(torch.finfo(size.dtype).tiny)
+
+
 def without_slope(state: State, slope: Tree) -> State:
     """A state with the multiplier of `Problem.lagrangian` as `JointMap` takes it: mu - dcost/dz. A multiplier of 0 is none yet
     and stays 0, for dcost/dz, where one begins, is in the step itself; so does one whose slope is not finite."""
     unset = (tree.norm(state.mu) == 0) | ~tree.finite(slope)
     return state._replace(mu=tree.where(unset, state.mu, tree.apply(torch.sub, state.mu, slope)))
-
-
-def with_adjoint(problem: Problem, state: State, *, work: Work) -> State:
-    """A state of `JointMap` with the multiplier of `Problem.lagrangian`: mu + dcost/dz, where that is finite."""
-    slope = cost_slope(problem, state, work=work)
-    whole = tree.apply(torch.add, state.mu, slope)
-    return state._replace(mu=tree.where(tree.finite(slope), whole, state.mu))
 
 
 @dataclass(frozen=True)
@@ -109,19 +108,19 @@ class JointMap:
         mu <- mu + r_mu (J_z^T a - mu)
         x  <- project(x - rate P (J_x^T a + dcost/dx)),      a = mu + dcost/dz
 
-    with the slopes of the cost at f(z, x). So mu is what the adjoint a is beyond dcost/dz, until `with_adjoint` makes it
-    the multiplier of the Lagrangian. A step that knows the tangent dz*/dx uses it twice: z is taken along with x
+    with the slopes of the cost at f(z, x). So mu is what the adjoint a is beyond dcost/dz; the states that are returned have
+    a in its place, the multiplier of the Lagrangian. A step that knows the tangent dz*/dx uses it twice: z is taken along with x
     (`Step.carry`), and the gradient in x is what it will be when mu has settled (`Step.reduced`).
 
-    floor: sizes (batch,) of z and of mu, below which these do not shrink their relative residuals: that of an equilibrium
-    at 0 would stay what it is while z falls.
+    floor: sizes (batch,) below which z does not shrink its relative residual: that of an equilibrium at 0 would stay what it
+    is while z falls. That of mu is measured against the slope of the cost at the start, where that is larger.
     memory: of the input steps, the one thing that changes in the course of a solve.
     cut_steps: how long overshooting is answered by shorter steps; a solver that mixes iterates needs a map that stays.
     """
 
     problem: Problem
     step: Step
-    floor: tuple[Tensor, Tensor]
+    floor: Tensor
     work: Work
     tol_z: float
     memory: InputMemory
@@ -140,11 +139,13 @@ class JointMap:
         return self._next(s, now, rate, change, k)
 
     def evaluate(self, s: State, k: int) -> Evaluation:
-        """The step, and the relative residuals: z by |f|, mu by max(|mu|, floor), x by rate and scale."""
+        """The step, and the relative residuals: z by |f|, mu by |a| or the first slope, x by rate and scale."""
         now = self._sweep(s)
         defect = tree.apply(torch.sub, now.f, s.z)
-        r_z, size_z = relative(defect, now.f, self.floor[0])
-        size_mu = torch.maximum(tree.norm(now.adjoint), self.floor[1])
+        r_z, size_z = relative(defect, now.f, self.floor)
+        if self.memory.slope is None:
+            self.memory.slope = size_of_slope(tree.apply(torch.sub, now.adjoint, s.mu))
+        size_mu = torch.maximum(tree.norm(now.adjoint), self.memory.slope)
         r_mu = tree.norm(tree.apply(torch.sub, now.mu, s.mu)) / size_mu
         # measured for a trace or not, a solve takes the same steps
         if self.memory.lag is None or k % CHECK_EVERY == 0:
@@ -154,12 +155,13 @@ class JointMap:
         r_x = distance / (rate * self.problem.constraint.scale).clamp_min(torch.finfo(distance.dtype).tiny)
         # the Lagrangian is the cost at the equilibrium to second order in how far z is off, the cost only to first: compared
         # by cost, every fourth attack ended at an earlier image, unconverged, that a lagging z had flattered
-        value = now.cost + tree.inner(s.mu, defect).masked_fill(~(r_mu < 1), 0.0)
-        merit = value.masked_fill(~(r_z < max(self.tol_z, COMPARABLE)), torch.inf)
+        lagrangian = now.cost + tree.inner(s.mu, defect).masked_fill(~(r_mu < 1), 0.0)
+        merit = lagrangian.masked_fill(~(r_z < max(self.tol_z, COMPARABLE)), torch.inf)
         merit = merit.masked_fill(~now.cost.isfinite(), torch.nan)
         state = self._next(s, now, rate, change, k)
         doubt = DOUBT * (r_z * size_z) * (r_mu * size_mu)
-        return Evaluation(state, torch.stack((r_z, r_mu, r_x), dim=1), size_z, merit, doubt)
+        value = s._replace(mu=now.adjoint)
+        return Evaluation(state, value, torch.stack((r_z, r_mu, r_x), dim=1), size_z, merit, doubt)
 
     def _sweep(self, s: State) -> Sweep:
         self.work.add(f=len(s.x), vjp=len(s.x), cost_grad=len(s.x))
@@ -224,7 +226,7 @@ class JointMap:
         """z caught up with x, by evaluations of f alone, so that the cost can be compared."""
         # with no more history than leaves a solve its peak of memory: beside s and F(s) a longer one would set it
         solver = Picard() if math.isinf(self.cut_steps) else Anderson(2)
-        tol = max(self.tol_z, COMPARABLE) / 2
+        tol = 0.9 * max(self.tol_z, COMPARABLE)  # less, for it is measured again, and may round up
         return s._replace(z=equilibrium(self.problem, s.z, s.x, work=self.work, tol=tol, solver=solver).value)
 
     def measure(self, s: State) -> Evaluation:
@@ -237,7 +239,7 @@ class JointMap:
             self,
             problem=self.problem.select(rows),
             step=self.step.select(rows),
-            floor=(self.floor[0][rows], self.floor[1][rows]),
+            floor=self.floor[rows],
             memory=self.memory.select(rows),
         )
 

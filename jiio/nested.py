@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ from jiio import tree
 from jiio.autodiff import pull
 from jiio.fixed_point import OneBlock, check_budget, check_options, iterate
 from jiio.input_memory import InputMemory
-from jiio.joint import JointMap, cost_slope, equilibrium, without_slope
+from jiio.joint import JointMap, cost_slope, equilibrium, size_of_slope, without_slope
 from jiio.optimizer import LBFGS, PGD, Adam, Optimizer
 from jiio.precondition import Rule, Scalar
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Status, Work, settle_failure
-from jiio.solve import floors
+from jiio.solve import floor_of
 from jiio.solver import Anderson, Solver
 from jiio.step import Step
 from jiio.tree import Tree
@@ -94,7 +94,7 @@ def nested(
     if isinstance(optimizer, PGD):
         Step(optimizer.rule).check(problem.constraint, start.z, start.x)
     work = Work()
-    floor = floors(start.z, cost_slope(problem, start, work=work))
+    slope = size_of_slope(cost_slope(problem, start, work=work))
     x, memory = problem.constraint.project(start.x.detach()).detach(), optimizer.init(start.x)
     state, best, best_cost = start, start, start.x.new_full((len(x),), torch.inf)
     for k in range(rounds):
@@ -108,7 +108,8 @@ def nested(
             callback(k, state, work)
         x, memory = optimizer.step(memory, x, gradient, cost)
         x = problem.constraint.project(x).detach()
-    solution = _measured(problem, best, floor, work, _rule(optimizer), tol)
+    memory = replace(InputMemory.fresh(_rule(optimizer), best.x), slope=slope)
+    solution = _measured(problem, best, floor_of(start.z), work, memory, tol)
     return settle_failure(solution, solution.residual.new_full((3,), tol), on_failure)
 
 
@@ -122,9 +123,9 @@ def _rule(optimizer: Optimizer) -> Rule:
 
 
 def _measured(
-    problem: Problem, state: State, floor: tuple[Tensor, Tensor], work: Work, rule: Rule, tol: float
+    problem: Problem, state: State, floor: Tensor, work: Work, memory: InputMemory, tol: float
 ) -> Solution[State]:
-    F = JointMap(problem, Step(rule, lag=None), floor, Work(), tol, InputMemory.fresh(rule, state.x), cut_steps=0)
+    F = JointMap(problem, Step(memory.rule, lag=None), floor, Work(), tol, memory, cut_steps=0)
     now = F.evaluate(without_slope(state, cost_slope(problem, state, work=Work())), 0)
     converged = (now.residual <= tol).all(1)
     status = torch.where(converged, int(Status.CONVERGED), int(Status.BUDGET))

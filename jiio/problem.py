@@ -129,6 +129,7 @@ class Problem:
             # a leaf of its own: a compiled cost warns of one that has a history
             seen = tree.apply(_leaf, fz)
             cost = self.cost(seen, x, *self.context)
+        self.check_cost(cost, len(x))
         _require_graph(fz, cost)
         *slope, own = pull([cost], [torch.ones_like(cost)], [*tree.leaves(seen), x])
         adjoint = tree.apply(torch.add, state.mu, tree.build(state.mu, slope))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
 from torch import Tensor
 
 from jiio import tree
 from jiio.automatic import automatic
 from jiio.fixed_point import Callback, check_budget, check_options, iterate
 from jiio.input_memory import InputMemory
-from jiio.joint import COMPARABLE, JointMap, cost_slope, equilibrium, with_adjoint, without_slope
+from jiio.joint import COMPARABLE, JointMap, cost_slope, equilibrium, without_slope
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Work, settle_failure
 from jiio.solver import Picard, Solver
@@ -48,8 +45,7 @@ def solve(
     move it, divided by the constraint's scale (1 for a free x: latent units; the radius of a ball). That step is P g: with a
     number for P, flat directions of an ill-conditioned problem hardly count, with a `newton_step` or matrix they do.
     on_failure: "warn" with a `ConvergenceWarning`, "raise" `NotConverged`, or "ignore".
-    callback: sees (step, state, evaluation) of every step; mu of that state is the adjoint less dcost/dz (`Problem.sweep`),
-    where that of the solution is the adjoint, the multiplier of the Lagrangian.
+    callback: sees (step, state, evaluation) of every step.
 
     Raises `ValueError`, naming shapes or values, for input that can't be solved.
 
@@ -72,19 +68,18 @@ def solve(
         step.check(problem.constraint, start.z, start.x)
     work = Work()
     start = settle(problem, start, work=work, tol=max(tolerances[0], COMPARABLE) / 2)
-    slope = cost_slope(problem, start, work=work)
-    start, floor = without_slope(start, slope), floors(start.z, slope)
+    if bool((tree.norm(start.mu) > 0).any()):
+        start = without_slope(start, cost_slope(problem, start, work=work))
     if step is None:
         step, usual = automatic(problem, start, work=work)
     solver = usual if solver is None else solver
     memory = InputMemory.fresh(step.rule, start.x)
-    F = JointMap(problem, step, floor, work, tolerances[0], memory, cut_steps=solver.plain_steps)
+    F = JointMap(problem, step, floor_of(start.z), work, tolerances[0], memory, cut_steps=solver.plain_steps)
     given_away = [start]
-    del slope, start  # of no more use after the first step, when `iterate` lets go of its start
+    del start  # of no more use after the first step, when `iterate` lets go of its start
     solution = iterate(
         F, given_away.pop(), solver=solver, max_steps=max_steps, tol=tolerances, callback=callback, trace=trace
     )
-    solution = replace(solution, value=with_adjoint(problem, solution.value, work=work))
     return settle_failure(solution, solution.residual.new_tensor(tolerances), on_failure)
 
 
@@ -95,8 +90,6 @@ def settle(problem: Problem, start: State, *, work: Work, tol: float) -> State:
     return State(z, tree.detach(start.mu), x)
 
 
-def floors(z: Tree, slope: Tree) -> tuple[Tensor, Tensor]:
-    """What residuals of z and mu are measured against at least, each (batch,): a thousandth of the equilibrium at the start,
-    and |dcost/dz| there."""
-    sizes = SMALL_EQUILIBRIUM * tree.norm(z), tree.norm(slope)
-    return sizes[0], sizes[1].clamp_min(torch.finfo(sizes[1].dtype).tiny)
+def floor_of(z: Tree) -> Tensor:
+    """What residuals of z are measured against at least, (batch,): a thousandth of the equilibrium at the start."""
+    return SMALL_EQUILIBRIUM * tree.norm(z)

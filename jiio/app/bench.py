@@ -133,7 +133,7 @@ def step_cost(batch: Batch, repeats: int = 21) -> float:
     residuals at one of `CHECK_EVERY` steps, and so does this."""
     step, s = batch.step(0.3), batch.origin
     ones, memory = s.x.new_ones(len(s.x)), InputMemory.fresh(step.rule, s.x)
-    F = JointMap(batch.problem, step, (ones, ones), Work(), 1e-3, memory, cut_steps=math.inf)
+    F = JointMap(batch.problem, step, ones, Work(), 1e-3, memory, cut_steps=math.inf)
     for k in range(3):
         s = F.evaluate(s, k).next
     joint, bare = [], []
