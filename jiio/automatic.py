@@ -121,7 +121,8 @@ def damped(
         size = tree.norm(start.z) + metric.diagonal(dim1=1, dim2=2).sum(1).sqrt()
         steepest = torch.linalg.vector_norm(tree.times(vectors.mT, gradient.double()), dim=1)
         largest = torch.maximum(values.amax(1), (steepest / (FARTHEST * size)).amax(0, keepdim=len(values) == 1))
-        largest = largest.clamp_min(torch.finfo(matrix.dtype).tiny)[:, None]
+        # where the cost is flat to first and second order any finite step will do: 1 over the largest alone would overflow
+        largest = largest.masked_fill(largest < torch.finfo(matrix.dtype).tiny, 1.0)[:, None]
         values = torch.maximum(values, FLOOR * largest)
         rule = Damped(vectors, values, torch.zeros_like(largest), torch.ones_like(largest), rate)
         undecided = torch.ones(len(values), dtype=torch.bool, device=values.device)
@@ -155,7 +156,7 @@ def _diagonalised(matrix: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
     matrix, metric = (torch.where(finite, part.double(), eye) for part in (matrix, metric))
     # directions that do not move z at all have a curvature to be compared with too
     size = metric.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    root = torch.linalg.cholesky(metric + (0.01 * size + torch.finfo(torch.float32).tiny) * eye)
+    root = torch.linalg.cholesky(metric + torch.where(size > 0, 0.01 * size, 1.0) * eye)
     half = torch.linalg.solve_triangular(root, matrix, upper=False)
     values, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.mT, upper=False))
     return values.abs(), torch.linalg.solve_triangular(root.mT, vectors, upper=True)

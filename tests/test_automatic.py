@@ -152,3 +152,16 @@ def test_tangents_take_a_fifth_of_the_products_of_a_plain_iteration() -> None:
     exact = U @ torch.linalg.inv(torch.eye(size, dtype=torch.float64) - A)
     assert float((tangent[0] - exact).norm() / exact.norm()) < 0.05
     assert work.vjp <= 2 * latents * 14
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_start_where_the_cost_is_flat_has_converged(dtype: torch.dtype, batch: int) -> None:
+    x, z = torch.zeros(batch, 3, dtype=dtype), torch.zeros(batch, 3, dtype=dtype)
+    flat = Problem(lambda z, x: 0.5 * torch.tanh(z) + x, lambda z, x: torch.relu(z - 5).square().sum(1))
+    quartic = Problem(flat.f, lambda z, x: z.pow(4).sum(1))
+    unmoved = Problem(lambda z, x: 0.5 * torch.tanh(z) + 1, lambda z, x: z.square().sum(1))
+    for problem in (flat, quartic, unmoved):
+        solution = solve(problem, problem.start(x, z), on_failure="ignore")
+        assert bool(solution.converged.all())
+        assert torch.equal(solution.value.x, x)
