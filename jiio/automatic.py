@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jiio import tree
 from jiio.constraint import Box, Free, L2Ball, LinfBall
-from jiio.curvature import curvature, response
+from jiio.curvature import curvature_and_slope, response
 from jiio.damped import Damped
 from jiio.fixed_point import relative
 from jiio.joint import equilibrium
@@ -54,8 +54,8 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
         tangent, matrix = response(problem, z, x, tol=ROUGH, work=work)
         rule = damped(problem, start, tangent, matrix, moved(tangent), rate=RATE, work=work)
         return Step(rule, lag=MEASURED_LAG, tangent=tangent), Picard()
-    largest = curvature(problem, z, x, tol=ROUGH, work=work)
-    largest = torch.maximum(largest, _least_curvature(problem, x, largest))
+    largest, slope = curvature_and_slope(problem, z, x, tol=ROUGH, work=work)
+    largest = torch.maximum(largest, _least_curvature(problem, x, slope))
     if x[0].numel() > SMALL_INPUT and (free or isinstance(problem.constraint, Box)):
         return Step(Scalar(0.5 / FLATNESS, scale=FLATNESS / largest)), MIXING
     return Step(Scalar(0.5, scale=1 / largest)), Picard()
@@ -162,8 +162,9 @@ def _diagonalised(matrix: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
     return values.abs(), torch.linalg.solve_triangular(root.mT, vectors, upper=True)
 
 
-def _least_curvature(problem: Problem, x: Tensor, largest: Tensor) -> Tensor:
-    """Where power iteration saw no curvature, steps are bounded by the size of the set, or by 1 for a free x."""
+def _least_curvature(problem: Problem, x: Tensor, slope: Tensor) -> Tensor:
+    """Where power iteration saw no curvature, steps are bounded by the size of the set, or by 1 for a free x. In the unit of
+    the cost where `slope` (batch,), the norm of its gradient, is below 1: else the steps of a small cost would be short."""
     bounded = isinstance(problem.constraint, L2Ball | LinfBall)
     scale = torch.as_tensor(problem.constraint.scale if bounded else 1.0, dtype=x.dtype, device=x.device)
-    return (1e-3 / scale).expand_as(largest)
+    return 1e-3 / scale * torch.where(slope > 0, slope.clamp_max(1.0), 1.0)

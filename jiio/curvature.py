@@ -138,13 +138,20 @@ def curvature(
     A lower estimate: power iteration approaches the largest eigenvalue from below. 0 where the gradient vanishes.
     tol: relative residual of the tangents and adjoints in it.
     """
-    linear = Linearization(problem, z, x, work=work if work is not None else Work(), tol=tol)
+    return curvature_and_slope(problem, z, x, steps=steps, tol=tol, work=work if work is not None else Work())[0]
+
+
+def curvature_and_slope(
+    problem: Problem, z: Tree, x: Tensor, *, steps: int = 4, tol: float = LINEAR_TOL, work: Work
+) -> tuple[Tensor, Tensor]:
+    """`curvature` and the norm of the gradient of x -> cost(z*(x), x), each (batch,)."""
+    linear = Linearization(problem, z, x, work=work, tol=tol)
     direction = linear.reduce(linear.cost_gradient)
-    value = x.new_zeros(len(x))
+    slope, value = tree.norm(direction), x.new_zeros(len(x))
     for _ in range(steps):
         size = tree.norm(direction).clamp_min(torch.finfo(x.dtype).tiny)
         direction = direction / size.view(-1, *[1] * (x.dim() - 1))
         product = linear.cost_hessian((*linear.tangent(direction), direction))
         direction = linear.reduce(product)
         value = torch.maximum(value, tree.norm(direction))
-    return value
+    return value, slope

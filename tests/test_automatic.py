@@ -26,6 +26,10 @@ from jiio.curvature import response
 from jiio.solution import Work
 
 
+from jiio import Box, Constraint, ConvergenceWarning, Delayed, Free, Problem, State, Status, Step, newton_step, solve
+from jiio.automatic import SMALL_INPUT
+
+
 def inverse_problem(
     latents: int, size: int, measurements: int, prior: float, batch: int, seed: int = 0
 ) -> tuple[Problem, State]:
@@ -165,3 +169,21 @@ def test_a_start_where_the_cost_is_flat_has_converged(dtype: torch.dtype, batch:
         solution = solve(problem, problem.start(x, z), on_failure="ignore")
         assert bool(solution.converged.all())
         assert torch.equal(solution.value.x, x)
+
+
+@pytest.mark.parametrize("constraint", [Free(), Box(-1.0, 1.0)], ids=["free", "box"])
+def test_a_cost_in_other_units_is_solved_as_well(constraint: Constraint) -> None:
+    draw = torch.Generator().manual_seed(0)
+    size = SMALL_INPUT + 16  # no matrix is formed
+    U, target = torch.randn(size, 40, generator=draw) / 9, torch.randn(3, 40, generator=draw)
+
+    def found(unit: float) -> Tensor:
+        def cost(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            return unit * ((z - y).square().sum(1) + 0.1 * x.square().sum(1))
+
+        problem = Problem(lambda z, x, y: 0.5 * torch.tanh(z) + x @ U, cost, constraint, (target,))
+        solution = solve(problem, problem.start(torch.zeros(3, size), torch.zeros(3, 40)))
+        assert bool(solution.converged.all())
+        return solution.cost / unit
+
+    assert torch.allclose(found(2.0**-20), found(1.0), rtol=1e-3)
