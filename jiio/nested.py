@@ -96,7 +96,8 @@ def nested(
     work = Work()
     slope = size_of_slope(cost_slope(problem, start, work=work))
     x, memory = problem.constraint.project(start.x.detach()).detach(), optimizer.init(start.x)
-    state, best, best_cost = start, start, start.x.new_full((len(x),), torch.inf)
+    state = best = start._replace(x=x)
+    best_cost = start.x.new_full((len(x),), torch.inf)
     for k in range(rounds):
         z0, mu0 = (state.z, state.mu) if warm and k else (start.z, None)
         solved = equilibrium(problem, z0, x, work=work, tol=solve_tol, solver=solver)
@@ -129,6 +130,7 @@ def _measured(
     now = F.evaluate(without_slope(state, cost_slope(problem, state, work=Work())), 0)
     converged = (now.residual <= tol).all(1)
     status = torch.where(converged, int(Status.CONVERGED), int(Status.BUDGET))
-    status = torch.where(now.residual.isfinite().all(1), status, int(Status.NON_FINITE))
+    finite = now.residual.isfinite().all(1) & ~now.merit.isnan()  # the merit is NaN where the cost is not finite
+    status = torch.where(finite, status, int(Status.NON_FINITE))
     steps = torch.full_like(status, 0)
     return Solution(state, now.residual, F.blocks, now.merit, status, steps, work, F)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jiio import LBFGS, PGD, Adam, L2Ball, Matrix, Normalized, Problem, Scalar, Switch, nested, solve, tree
+from jiio import LBFGS, PGD, Adam, Box, L2Ball, Matrix, Normalized, Problem, Scalar, Status, Switch, nested, solve, tree
 from tests.problems import D, SmoothCell, linear_quadratic, smooth_problem, zeros
 
 OPTIMIZERS = {
@@ -76,3 +76,14 @@ def test_bad_input_is_named() -> None:
         nested(problem, zeros(problem), rounds=0)
     with pytest.raises(ValueError, match="history must be at least 1, got 0"):
         LBFGS(history=0)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_sample_whose_cost_is_not_finite_is_reported_and_feasible(value: float) -> None:
+    odd, box = torch.tensor([0.0, value]), Box(0.0, 1.0)
+    problem = Problem(
+        lambda z, x, c: 0.5 * z + x, lambda z, x, c: (z - 1).square().sum(1) + c, box, context=(odd,)
+    )  # its gradient is finite, and its minimum lies inside
+    solution = nested(problem, problem.start(torch.full((2, 3), 5.0), torch.zeros(2, 3)), optimizer=LBFGS())
+    assert solution.status.tolist() == [Status.CONVERGED, Status.NON_FINITE]
+    assert bool(box.contains(solution.value.x, 0.0).all())
