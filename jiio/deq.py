@@ -54,6 +54,7 @@ class DEQ(nn.Module):
         """The `Solution` at `x` from the guess `z0`; `implicit` differentiates it."""
         check_start((z0, x))
         problem = Problem(self.f, _no_cost, context=context)
+        problem.check_context(len(x))
         F = EquilibriumMap(problem, x, Work())
         solution = iterate(F, z0, solver=self.solver, max_steps=self.max_steps, tol=(self.tol,), check_every=1)
         return settle_failure(solution, solution.residual.new_tensor([self.tol]), self.on_failure)

@@ -151,11 +151,15 @@ class Problem:
                 f"z and x need one dtype: x has {start.x.dtype}, the leaves of z {dtypes}; cast one of them"
             )
         require_same_form("mu", start.z, start.mu)
-        batch = tree.batch_size(start)
+        self.check_context(tree.batch_size(start))
+
+    def check_context(self, batch: int) -> None:
+        """`ValueError` for a context that does not have `batch` samples."""
         for part in self.context:
             if tree.batch_size(part) != batch:
                 raise ValueError(
-                    f"every leaf of context needs the batch first: x has {batch} samples, context {tree.batch_size(part)}"
+                    f"every leaf of context needs the batch first: x has {batch} samples, context {tree.batch_size(part)}; "
+                    "what all samples share belongs into f"
                 )
 
     def check_cost(self, cost: Tensor, batch: int) -> None:

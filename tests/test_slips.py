@@ -14,6 +14,7 @@ from tests.problems import SmoothCell, smooth_problem, zeros
 EMPTY = "the batch is empty"
 PROBLEM = smooth_problem(SmoothCell())
 START = zeros(PROBLEM)
+X = torch.ones(3, 2)
 
 
 def nothing() -> tuple[Problem, State]:
@@ -46,6 +47,7 @@ SLIPS = {
         lambda: Problem(PROBLEM.f, PROBLEM.cost, context=[torch.zeros(3, 6)]),  # type: ignore[arg-type]
         "give context as a tuple.*not a list",
     ),
+    "weights as context": (lambda: DEQ(lambda z, x, w: z @ w + x)(X, X, torch.eye(2)), "x has 3 samples, context 2"),
     "tol in a list": (
         lambda: solve(PROBLEM, START, tol=[1e-3, 1e-2, 1e-2]),  # type: ignore[arg-type]
         r"tol is a number, or of a joint solve a tuple of three; got \[0.001",
