@@ -63,7 +63,7 @@ class PlainMap(OneBlock):
     def advance(self, s: Tree, k: int) -> Tree:
         """F(s)."""
         with torch.no_grad():
-            fs = self.function(s)
+            fs = called("F", self.function, s)
         if k == 0:
             require_same_form("F", s, fs)
         self.work.add(f=tree.batch_size(s))
@@ -89,6 +89,18 @@ def relative(defect: Tree, fs: Tree, floor: Tensor | None = None) -> tuple[Tenso
     if floor is not None:
         size = torch.maximum(size, floor)
     return (difference / size).clamp_max(1 / limits.eps), size
+
+
+def called(name: str, function: Callable[[Tree], Tree], s: Tree) -> Tree:
+    """function(s); `ValueError` where it wrote to `s`, which would then seem to be a fixed point."""
+    seen = [leaf for leaf in tree.leaves(s) if not leaf.is_inference()]  # these do not count their changes
+    versions = [leaf._version for leaf in seen]
+    fs = function(s)
+    if [leaf._version for leaf in seen] != versions:
+        raise ValueError(
+            f"{name} changed in place what it was given, or what it returned before: let it return new tensors"
+        )
+    return fs
 
 
 def require_same_form(name: str, s: Tree, fs: Tree) -> None:

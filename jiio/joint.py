@@ -12,7 +12,7 @@ from jiio import tree
 from jiio.autodiff import pull
 from jiio.book import Evaluation
 from jiio.constraint import Free
-from jiio.fixed_point import CHECK_EVERY, OneBlock, iterate, relative, require_same_form
+from jiio.fixed_point import CHECK_EVERY, OneBlock, called, iterate, relative, require_same_form
 from jiio.input_memory import InputMemory
 from jiio.precondition import Normalized, Scalar, Sign
 from jiio.problem import Problem, State, Sweep
@@ -47,7 +47,7 @@ class EquilibriumMap(OneBlock):
     def advance(self, s: Tree, k: int) -> Tree:
         """f(z, x)."""
         with torch.no_grad():
-            fz = self.problem.evaluate(s, self.x)
+            fz = called("f", lambda z: self.problem.evaluate(z, self.x), s)
         if k == 0:
             require_same_form("f", s, fz)
         self.work.add(f=len(self.x))

@@ -26,6 +26,10 @@ def scalar_problem() -> Problem:
     return Problem(lambda z, x: 0.5 * z + x, lambda z, x: z.square())
 
 
+def into(buffer: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda s: torch.add(0.9 * s, 1.0, out=buffer)
+
+
 SLIPS = {
     "solve nothing": (lambda: solve(*nothing()), EMPTY + r".*\(0, 6\)"),
     "solve nothing by mixing": (lambda: solve(*nothing(), solver=Anderson()), EMPTY),
@@ -48,6 +52,12 @@ SLIPS = {
         "give context as a tuple.*not a list",
     ),
     "weights as context": (lambda: DEQ(lambda z, x, w: z @ w + x)(X, X, torch.eye(2)), "x has 3 samples, context 2"),
+    "a step in place": (
+        lambda: fixed_point(lambda s: s.mul_(0.5).add_(1.0), X),
+        "F changed in place what it was given",
+    ),
+    "a step into one buffer": (lambda: fixed_point(into(torch.zeros(3, 2)), X), "or what it returned before"),
+    "a cell in place": (lambda: DEQ(lambda z, x: z.mul_(0.5).add_(x))(X, X.clone()), "f changed in place"),
     "tol in a list": (
         lambda: solve(PROBLEM, START, tol=[1e-3, 1e-2, 1e-2]),  # type: ignore[arg-type]
         r"tol is a number, or of a joint solve a tuple of three; got \[0.001",
