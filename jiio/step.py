@@ -77,6 +77,10 @@ class Step:
         """z as it is at its equilibrium to first order when x has moved by `move`; without a tangent `z`."""
         if self.tangent is None:
             return z
+        with torch.no_grad():  # else a tangent that requires grad would chain the steps of a solve into one graph
+            return self._carried(z, move)
+
+    def _carried(self, z: Tree, move: Tensor) -> Tree:
         moves = move.flatten(1)
         if tree.batch_size(self.tangent) > 1:
             return tree.apply(lambda leaf, part: leaf + tree.combine(part, moves), z, self.tangent)

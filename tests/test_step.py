@@ -25,6 +25,7 @@ from jiio import (
     inverse_of,
     newton_step,
     solve,
+    tree,
 )
 from tests.problems import D, N, SmoothCell, linear_quadratic, smooth_problem, zeros
 
@@ -176,3 +177,10 @@ def test_with_its_tangent_a_step_knows_the_gradient_in_x_whatever_mu_is() -> Non
         now = problem.sweep(State(z_star(x), mu, x))
         assert torch.allclose(Step(1.0, tangent=own).reduced(now.x, mu, now.mu), expected)
     assert not torch.allclose(now.x, expected, rtol=0.1)
+
+
+def test_a_tangent_that_requires_grad_leaves_no_graph_behind() -> None:
+    problem = smooth_problem(SmoothCell())
+    tangent = torch.zeros(1, D, N, dtype=torch.float64, requires_grad=True)
+    found = solve(problem, zeros(problem), step=Step(0.1, z=0.5, tangent=tangent), on_failure="ignore")
+    assert not any(leaf.requires_grad for leaf in tree.leaves(found.value))
