@@ -66,4 +66,7 @@ class Damped:
             name: part[rows] if len(part := getattr(self, name)) > 1 else part
             for name in ("vectors", "values", "damping", "share")
         }
-        return replace(self, **parts)
+        rate = self.rate
+        if isinstance(rate, Tensor) and rate.dim() and len(rate) > 1:
+            rate = rate[rows]
+        return replace(self, rate=rate, **parts)

@@ -49,6 +49,11 @@ def test_a_sample_that_is_taken_out_takes_its_damping_along() -> None:
     assert torch.allclose(shared.select(rows).direction(gradient[rows]), shared.direction(gradient)[rows])
 
 
+def test_a_sample_that_is_taken_out_takes_its_rate_along() -> None:
+    damped = replace(rule()[0], rate=torch.tensor([1.0, 0.5, 0.25]))
+    assert torch.equal(torch.as_tensor(damped.select(torch.tensor([2, 0])).rate), torch.tensor([0.25, 1.0]))
+
+
 def test_a_set_or_an_x_that_it_does_not_fit_is_refused() -> None:
     damped = rule()[0]
     problem = Problem(lambda z, x: 0.5 * z + x, lambda z, x: z.square().sum(1))
