@@ -13,7 +13,7 @@ from jiio.curvature import curvature_and_slope, response
 from jiio.damped import Damped
 from jiio.fixed_point import relative
 from jiio.joint import equilibrium
-from jiio.precondition import Matrix, Rule, Scalar
+from jiio.precondition import Matrix, Rule, Scalar, require_commuting
 from jiio.problem import Problem, State
 from jiio.solution import Work
 from jiio.solver import Delayed, Picard, Solver
@@ -75,6 +75,7 @@ def newton_step(problem: Problem, start: State, *, rate: float = RATE) -> Step:
     [(1, 2, 2)]
     """
     problem.check(start)
+    require_commuting(problem.constraint, (Free,), "a newton_step")
     tangent, matrix = response(problem, _settled(problem, start.z, start.x), start.x)
     mean = tree.apply(_mean, tangent)
     x = start.x.mean(0).expand_as(start.x)

@@ -106,6 +106,10 @@ def called(name: str, function: Callable[[Tree], Tree], s: Tree) -> Tree:
 def require_same_form(name: str, s: Tree, fs: Tree) -> None:
     """`ValueError` with both shapes when `fs` has not the shapes and dtypes of `s`."""
     a, b = tree.leaves(s), tree.leaves(fs)
+    if tree.outline(s) != tree.outline(fs):
+        raise ValueError(
+            f"{name} must return the tree it was given: it got {tree.outline(s)} and returned {tree.outline(fs)}"
+        )
     if [leaf.shape for leaf in a] != [leaf.shape for leaf in b]:
         shapes = ([tuple(leaf.shape) for leaf in a], [tuple(leaf.shape) for leaf in b])
         raise ValueError(f"{name} must return the shape it was given: it got {shapes[0]} and returned {shapes[1]}")

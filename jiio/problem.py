@@ -69,6 +69,11 @@ class Problem:
         if not isinstance(self.context, tuple):
             kind = type(self.context).__name__
             raise ValueError(f"give context as a tuple, one entry for each argument of f after x: (y,), not a {kind}")
+        if not isinstance(self.constraint, Constraint):
+            raise ValueError(
+                f"constraint is a set such as Box(0.0, 1.0), got {type(self.constraint).__name__}; give context by name: "
+                "Problem(f, cost, context=(y,))"
+            )
 
     def start(self, x: Tensor, z: Tree) -> State:
         """A state at `x` with equilibrium guess `z` and multiplier 0."""
@@ -144,6 +149,8 @@ class Problem:
     def check(self, start: State) -> None:
         """`ValueError`, naming shapes and values, for a start that does not fit; f and the cost are checked when they are
         first evaluated."""
+        if not isinstance(start, State):
+            raise ValueError(f"give the start as problem.start(x, z) or State(z, mu, x), not a {type(start).__name__}")
         check_start(start)
         dtypes = [leaf.dtype for leaf in tree.leaves(start.z)]
         if any(dtype != start.x.dtype for dtype in dtypes):

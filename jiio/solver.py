@@ -200,6 +200,12 @@ class Delayed:
     solver: Solver = Anderson(6)
     after: int = 40
 
+    def __post_init__(self) -> None:
+        if isinstance(self.solver, type) or not hasattr(self.solver, "init"):
+            raise ValueError(f"Delayed takes an instance such as Anderson(6), got {self.solver!r}")
+        if not isinstance(self.after, int) or self.after < 0:
+            raise ValueError(f"after is a whole number of steps, at least 0, got {self.after!r}")
+
     @property
     def plain_steps(self) -> float:
         """As many as were asked for."""

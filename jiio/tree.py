@@ -28,6 +28,18 @@ def leaves(tree: Tree) -> list[Tensor]:
     return [leaf for branch in tree for leaf in leaves(branch)]
 
 
+def outline(tree: Tree) -> str:
+    """How the leaves of `tree` are nested.
+
+    >>> outline((torch.zeros(1, 1), (torch.zeros(1, 1),)))
+    '(tensor, (tensor,))'
+    """
+    if isinstance(tree, Tensor):
+        return "tensor"
+    branches = [outline(branch) for branch in tree]
+    return f"({branches[0]},)" if len(branches) == 1 else f"({', '.join(branches)})"
+
+
 def build(tree: Tree, values: list[Tensor]) -> Tree:
     """A tree of the form of `tree` (named tuples keep their type) with `values` as its leaves."""
     values = list(values)

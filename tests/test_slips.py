@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from jiio import DEQ, Anderson, Picard, Problem, State, Step, fixed_point, implicit, nested, newton_step, solve
+from jiio import (
+    DEQ,
+    Anderson,
+    Box,
+    Delayed,
+    Picard,
+    Problem,
+    State,
+    Step,
+    fixed_point,
+    implicit,
+    nested,
+    newton_step,
+    solve,
+)
 from tests.problems import SmoothCell, smooth_problem, zeros
 
 EMPTY = "the batch is empty"
@@ -58,6 +73,22 @@ SLIPS = {
     ),
     "a step into one buffer": (lambda: fixed_point(into(torch.zeros(3, 2)), X), "or what it returned before"),
     "a cell in place": (lambda: DEQ(lambda z, x: z.mul_(0.5).add_(x))(X, X.clone()), "f changed in place"),
+    "a context for a set": (
+        lambda: Problem(PROBLEM.f, PROBLEM.cost, (X,)),
+        "constraint is a set.*give context by name",
+    ),  # type: ignore[arg-type]
+    "a bare start": (lambda: solve(PROBLEM, tuple(START)), r"problem.start\(x, z\)"),  # type: ignore[arg-type]
+    "a leaf for a tree": (
+        lambda: fixed_point(lambda s: s[0], (X,)),
+        r"return the tree it was given: it got \(tensor,\) and returned tensor",
+    ),
+    "a class to wait for": (lambda: Delayed(Anderson), r"an instance such as Anderson\(6\)"),  # type: ignore[arg-type]
+    "a delay into the past": (lambda: Delayed(after=-1), "at least 0, got -1"),
+    "half a step of delay": (lambda: Delayed(after=2.5), "a whole number of steps"),  # type: ignore[arg-type]
+    "a measured step in a box": (
+        lambda: newton_step(replace(PROBLEM, constraint=Box(0.0, 1.0)), START),
+        "a newton_step does not commute with the projection onto Box",
+    ),
     "tol in a list": (
         lambda: solve(PROBLEM, START, tol=[1e-3, 1e-2, 1e-2]),  # type: ignore[arg-type]
         r"tol is a number, or of a joint solve a tuple of three; got \[0.001",
