@@ -109,8 +109,8 @@ class JointMap:
         x  <- project(x - rate P (J_x^T a + dcost/dx)),      a = mu + dcost/dz
 
     with the slopes of the cost at f(z, x). So mu is what the adjoint a is beyond dcost/dz; the states that are returned have
-    a in its place, the multiplier of the Lagrangian. A step that knows the tangent dz*/dx uses it twice: z is taken along with x
-    (`Step.carry`), and the gradient in x is what it will be when mu has settled (`Step.reduced`).
+    a in its place, the multiplier of the Lagrangian. A step that knows the tangent dz*/dx uses it twice: z is taken along
+    with x (`Step.carry`), and the gradient in x is what it will be when mu has settled (`Step.reduced`).
 
     floor: sizes (batch,) below which z does not shrink its relative residual: that of an equilibrium at 0 would stay what it
     is while z falls. That of mu is measured against the slope of the cost at the start, where that is larger.

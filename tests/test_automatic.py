@@ -11,8 +11,10 @@ from torch import Tensor
 from jiio import (
     LBFGS,
     Box,
+    Constraint,
     ConvergenceWarning,
     Delayed,
+    Free,
     Picard,
     Problem,
     State,
@@ -22,12 +24,9 @@ from jiio import (
     newton_step,
     solve,
 )
+from jiio.automatic import SMALL_INPUT
 from jiio.curvature import response
 from jiio.solution import Work
-
-
-from jiio import Box, Constraint, ConvergenceWarning, Delayed, Free, Problem, State, Status, Step, newton_step, solve
-from jiio.automatic import SMALL_INPUT
 
 
 def inverse_problem(
