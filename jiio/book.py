@@ -33,14 +33,16 @@ COMPACTED = 0.75
 class Evaluation(NamedTuple):
     """One evaluation of a map at s.
 
-    next: F(s).  value: s as it is returned.  residual: (batch, blocks), relative, measured at s.  scale: (batch,), what the
-    first block's residual was divided by.  merit: (batch,), lower is better, infinite where iterates can't be compared by
-    it yet, measured at s.  doubt: (batch,), how far the merit may be off.
+    next: F(s).  value: s as it is returned.  residual: (batch, blocks), relative, measured at s.  remaining: (batch,), how
+    many times as far as the last block's residual says it is from its end, at least 1; convergence is judged with it.
+    scale: (batch,), what the first block's residual was divided by.  merit: (batch,), lower is better, infinite where
+    iterates can't be compared by it yet, measured at s.  doubt: (batch,), how far the merit may be off.
     """
 
     next: Tree
     value: Tree
     residual: Tensor
+    remaining: Tensor
     scale: Tensor
     merit: Tensor
     doubt: Tensor
@@ -135,7 +137,7 @@ class Book:
         status[k - self.progress >= STALL_STEPS] = int(Status.STALLED)
         status[broken] = int(Status.NON_FINITE)
         status[diverged] = int(Status.DIVERGED)
-        status[~broken & (excess <= 1)] = int(Status.CONVERGED)
+        status[~broken & (look.counted / self.tol <= 1).all(1)] = int(Status.CONVERGED)
         ended = ~self.finished & (last | (status != int(Status.BUDGET)))
         if not ended.any():
             return False
@@ -172,7 +174,7 @@ class Book:
         self._keep(better, value)
         self.best_merit[better] = look.merit[better]
         self.best_doubt[better] = look.doubt[better]
-        self.best_residual[better] = look.residual[better]
+        self.best_residual[better] = look.counted[better]
 
     def _settling(self, look: _Look) -> Mask:
         """Whether the first block's absolute residual reached a clear new low: on the way to an equilibrium at 0 the relative
@@ -212,7 +214,7 @@ class Book:
         self._keep(ended & ~use_best & np.isfinite(look.residual).all(1) & ~np.isnan(look.merit), value)
         self._own()  # what is returned of finished samples must stay
         rows = self.rows[ended]
-        self.residual[rows] = np.where(use_best[:, None], self.best_residual, look.residual)[ended]
+        self.residual[rows] = np.where(use_best[:, None], self.best_residual, look.counted)[ended]
         self.merit[rows] = np.where(use_best, self.best_merit, look.merit)[ended]
         self.status[rows] = status[ended]
         self.steps[rows] = k + 1
@@ -260,9 +262,15 @@ class _Look(NamedTuple):
     """The measurements of an `Evaluation`, of which they have the shapes."""
 
     residual: Floats
+    remaining: Floats
     scale: Floats
     merit: Floats
     doubt: Floats
+
+    @property
+    def counted(self) -> Floats:
+        """The residuals by which convergence is judged, and which are returned."""
+        return np.concatenate((self.residual[:, :-1], self.residual[:, -1:] * self.remaining[:, None]), axis=1)
 
     @property
     def defect(self) -> Floats:
@@ -271,6 +279,6 @@ class _Look(NamedTuple):
 
     @classmethod
     def of(cls, now: Evaluation) -> _Look:
-        table = torch.cat((now.residual, torch.stack((now.scale, now.merit, now.doubt), dim=1)), dim=1)
-        table = table.detach().cpu().double().numpy()
-        return cls(table[:, :-3], table[:, -3], table[:, -2], table[:, -1])
+        rest = torch.stack((now.remaining, now.scale, now.merit, now.doubt), dim=1)
+        table = torch.cat((now.residual, rest), dim=1).detach().cpu().double().numpy()
+        return cls(table[:, :-4], *table[:, -4:].T)

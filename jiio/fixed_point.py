@@ -14,7 +14,7 @@ from torch import Tensor
 from jiio import tree
 from jiio.book import Book, Evaluation, Map
 from jiio.solution import OnFailure, Solution, TracePoint, Work, settle_failure
-from jiio.solver import Anderson, Solver
+from jiio.solver import Anderson, Solver, require_count
 from jiio.tree import Tree
 
 # Steps between looks at the residuals of a long solve, which are measured for a look alone. Each look synchronises with
@@ -35,7 +35,8 @@ class OneBlock(ABC):
         """F(s) and |F(s) - s| / |F(s)|."""
         fs = self.advance(s, k)
         residual, size = relative(tree.apply(torch.sub, fs, s), fs)
-        return Evaluation(fs, s, residual[:, None], size, residual, torch.zeros_like(residual))
+        one, zero = torch.ones_like(residual), torch.zeros_like(residual)
+        return Evaluation(fs, s, residual[:, None], one, size, residual, zero)
 
     def measure(self, s: Tree) -> Evaluation:
         """An evaluation as any other."""
@@ -123,8 +124,7 @@ def require_same_form(name: str, s: Tree, fs: Tree) -> None:
 
 def check_budget(max_steps: int, tol: float | tuple[float, ...]) -> None:
     """`ValueError` for a budget or a tolerance that can't be meant."""
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+    require_count("max_steps", max_steps)
     for value in tol if isinstance(tol, tuple) else (tol,):
         if not isinstance(value, Real):
             raise ValueError(f"tol is a number, or of a joint solve a tuple of three; got {value!r}")

@@ -19,11 +19,12 @@ class InputMemory:
     short moving average: the last one alone misses the slow oscillations of a lagging z and mu. Of averages 0, 0.5, 0.8,
     0.9 and recoveries of 2 and 5 % these were best on small random problems.  last: the direction before extrapolation.
     lag: the larger of the residuals of z and mu when the solve last looked at them.  slope: (batch,), |dcost/dz| at the start,
-    below which mu does not shrink its relative residual; `None` until the first look.
+    below which mu does not shrink its relative residual; `None` until the first look.  change: x less where the last step led.
     """
 
     RECOVERY: ClassVar[float] = 1.02
     AVERAGE: ClassVar[float] = 0.5
+    LEAST_SHRINKING: ClassVar[float] = 1e-3
 
     rule: Rule
     factor: Tensor
@@ -31,6 +32,7 @@ class InputMemory:
     last: Tensor | None = None
     lag: Tensor | None = None
     slope: Tensor | None = None
+    change: Tensor | None = None
 
     @classmethod
     def fresh(cls, rule: Rule, x: Tensor) -> InputMemory:
@@ -50,7 +52,18 @@ class InputMemory:
         last, self.last = self.last, direction
         return direction if last is None else direction + lookahead * (direction - last)
 
+    def steps_left(self, change: Tensor) -> Tensor:
+        """How many steps as long as `change` x would still go, (batch,), if further ones shrink as the last one has to it.
+
+        A P that was measured where the curvature was larger makes steps that are short long before the minimum is near.
+        """
+        if self.change is None:
+            return torch.ones_like(self.factor)
+        before = self.change.flatten(1).square().sum(1)
+        ratio = (self.change * change).flatten(1).sum(1) / before.clamp_min(torch.finfo(before.dtype).tiny)
+        return 1 / (1 - ratio).clamp(self.LEAST_SHRINKING, 1.0)
+
     def select(self, rows: Tensor) -> InputMemory:
         """The memory of the samples `rows`."""
-        rest = (None if part is None else part[rows] for part in (self.last, self.lag, self.slope))
+        rest = (None if part is None else part[rows] for part in (self.last, self.lag, self.slope, self.change))
         return InputMemory(self.rule.select(rows), self.factor[rows], self.direction[rows], *rest)

@@ -27,6 +27,9 @@ COMPARABLE = 1e-4
 # The Lagrangian differs from the cost at the equilibrium by the product of the errors of z and mu, which are their residuals
 # over 1 - contraction; without this margin every fourth adaptation of a perfect fit was handed back unconverged.
 DOUBT = 3.0
+# Of the way that steps of x which shrink slowly would still go, the share that counts: of those that become shorter by a fifth
+# or more it is less than a step.
+SLOW = 0.2
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class JointMap:
         """The step; x waits as long as it did at the last measurement."""
         now = self._sweep(s)
         rate, change = self._change(s, now, k)
+        self.memory.change = change
         return self._next(s, now, rate, change, k)
 
     def evaluate(self, s: State, k: int) -> Evaluation:
@@ -153,15 +157,19 @@ class JointMap:
         rate, change = self._change(s, now, k)
         distance = torch.linalg.vector_norm(change.flatten(1), dim=1)
         r_x = distance / (rate * self.problem.constraint.scale).clamp_min(torch.finfo(distance.dtype).tiny)
+        remaining = torch.ones_like(distance)
+        if self.symmetric and k < self.cut_steps:
+            remaining = (SLOW * rate * self.memory.steps_left(change)).clamp_min(1.0)
         # the Lagrangian is the cost at the equilibrium to second order in how far z is off, the cost only to first: compared
         # by cost, every fourth attack ended at an earlier image, unconverged, that a lagging z had flattered
         lagrangian = now.cost + tree.inner(s.mu, defect).masked_fill(~(r_mu < 1), 0.0)
         merit = lagrangian.masked_fill(~(r_z < max(self.tol_z, COMPARABLE)), torch.inf)
         merit = merit.masked_fill(~now.cost.isfinite(), torch.nan)
+        self.memory.change = change
         state = self._next(s, now, rate, change, k)
         doubt = DOUBT * (r_z * size_z) * (r_mu * size_mu)
         value = s._replace(mu=now.adjoint)
-        return Evaluation(state, value, torch.stack((r_z, r_mu, r_x), dim=1), size_z, merit, doubt)
+        return Evaluation(state, value, torch.stack((r_z, r_mu, r_x), dim=1), remaining, size_z, merit, doubt)
 
     def _sweep(self, s: State) -> Sweep:
         self.work.add(f=len(s.x), vjp=len(s.x), cost_grad=len(s.x))
@@ -230,8 +238,8 @@ class JointMap:
         return s._replace(z=equilibrium(self.problem, s.z, s.x, work=self.work, tol=tol, solver=solver).value)
 
     def measure(self, s: State) -> Evaluation:
-        """An evaluation without a say in the solve's own memory."""
-        return replace(self, memory=replace(self.memory)).evaluate(s, 0)
+        """An evaluation without a say in the solve's own memory, of an x whose last step may be in it already."""
+        return replace(self, memory=replace(self.memory, change=None)).evaluate(s, 0)
 
     def select(self, rows: Tensor) -> JointMap:
         """The map of the samples `rows`."""

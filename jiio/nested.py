@@ -111,6 +111,7 @@ def nested(
         x = problem.constraint.project(x).detach()
     memory = replace(InputMemory.fresh(_rule(optimizer), best.x), slope=slope)
     solution = _measured(problem, best, floor_of(start.z), work, memory, tol)
+    solution = replace(solution, steps=torch.full_like(solution.status, rounds))
     return settle_failure(solution, solution.residual.new_full((3,), tol), on_failure)
 
 

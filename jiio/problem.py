@@ -12,7 +12,7 @@ from torch import Tensor
 from jiio import tree
 from jiio.autodiff import pull
 from jiio.constraint import Constraint, Free
-from jiio.fixed_point import check_start, require_same_form
+from jiio.fixed_point import check_start
 from jiio.tree import Tree
 
 
@@ -157,7 +157,9 @@ class Problem:
             raise ValueError(
                 f"z and x need one dtype: x has {start.x.dtype}, the leaves of z {dtypes}; cast one of them"
             )
-        require_same_form("mu", start.z, start.mu)
+        form, given = ([(tuple(leaf.shape), leaf.dtype) for leaf in tree.leaves(part)] for part in (start.z, start.mu))
+        if form != given:
+            raise ValueError(f"mu has the form of z, {form}; got {given}. problem.start(x, z) gives one of zeros")
         self.check_context(tree.batch_size(start))
 
     def check_context(self, batch: int) -> None:
@@ -180,9 +182,13 @@ class Problem:
 def _require_graph(fz: Tree, cost: Tensor) -> None:
     """`ValueError` for an f or a cost whose gradient would silently be 0."""
     if not any(leaf.requires_grad for leaf in tree.leaves(fz)):
-        raise ValueError("f(z, x) does not depend on z or x as autograd sees it: is it under no_grad, or detached?")
+        raise ValueError(
+            "f(z, x) does not depend on z or x as autograd sees it: is it under no_grad or inference_mode, or detached?"
+        )
     if not cost.requires_grad:
-        raise ValueError("cost(z, x) does not depend on z or x as autograd sees it: is it under no_grad, or detached?")
+        raise ValueError(
+            "cost(z, x) does not depend on z or x as autograd sees it: is it under no_grad or inference_mode, or detached?"
+        )
 
 
 def _leaf(value: Tensor) -> Tensor:

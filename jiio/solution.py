@@ -46,7 +46,8 @@ _REMEDIES = {
     "z": "z lags or f is no contraction in z: raise max_steps, use solver=Anderson(), or a cell that is well posed",
     "mu": "the adjoint lags: raise max_steps or lower the input step so that x waits for mu",
     "x": "the input still moves: raise max_steps; use solver=Delayed() or a lower rate where its steps overshoot, a measured "
-    "step (jiio.newton_step) or a higher rate where they are short; a ReLU cell can have its "
+    "step (jiio.newton_step) or a higher rate where they are short; where step=None, start again from solution.value, whose "
+    "curvature is measured anew; a ReLU cell can have its "
     "minimum on a kink, where no fixed point exists",
     "s": "raise max_steps, damp the iteration with Picard(damping=...), or use solver=Anderson() or Broyden()",
 }

@@ -34,9 +34,10 @@ class Solver(Protocol):
         ...
 
 
-def _require_history(history: int) -> None:
-    if history < 1:
-        raise ValueError(f"history must be at least 1, got {history}")
+def require_count(name: str, value: int) -> None:
+    """`ValueError` unless `value` is a whole number, at least 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is a whole number and must be at least 1, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Anderson:
     plain_steps = 0.0
 
     def __post_init__(self) -> None:
-        _require_history(self.history)
+        require_count("history", self.history)
 
     def init(self, s: Tree) -> Tree:
         """None before the first value of F, whose layout in storage the ring buffers take."""
@@ -152,7 +153,7 @@ class Broyden:
     plain_steps = 0.0
 
     def __post_init__(self) -> None:
-        _require_history(self.history)
+        require_count("history", self.history)
 
     def init(self, s: Tree) -> _BroydenMemory:
         """No updates yet."""

@@ -46,7 +46,7 @@ def parts() -> dict[str, set[str]]:
     for path in ROOT.rglob("*.py"):
         relative = path.relative_to(ROOT)
         part = relative.parts[0].removesuffix(".py")
-        if part != "__init__":
+        if part not in ("__init__", "__main__"):
             graph.setdefault(part, set()).update(imports(path) - {part})
     return graph
 

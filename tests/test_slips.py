@@ -95,6 +95,8 @@ SLIPS = {
     ),
     "tol in words": (lambda: fixed_point(torch.cos, torch.zeros(1, 1), tol="1e-3"), "tol is a number"),  # type: ignore[arg-type]
     "tol of a baseline": (lambda: nested(PROBLEM, START, tol=0.0), "tol must be positive"),
+    "half a step": (lambda: solve(PROBLEM, START, max_steps=10.5), "max_steps is a whole number"),  # type: ignore[arg-type]
+    "half an iterate": (lambda: Anderson(2.5), "history is a whole number"),  # type: ignore[arg-type]
     "float32 z": (
         lambda: solve(PROBLEM, PROBLEM.start(START.x, START.z.float())),
         r"x has torch.float64, the leaves of z \[torch.float32\]",

@@ -1,0 +1,7 @@
+"""`python -m jiio`: the command line."""
+
+import sys
+
+from jiio.app.main import main
+
+sys.exit(main())
