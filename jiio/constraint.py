@@ -10,14 +10,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from jiio.tree import wide
+from jiio.tree import rows_of, wide
 
-Number = TypeVar("Number", Tensor, float | Tensor)
 Projection = Callable[[Tensor], Tensor]
 
 
@@ -99,7 +97,7 @@ class Box(Constraint):
 
     def select(self, rows: Tensor) -> Box:
         """Rows of per-sample bounds."""
-        return Box(_rows(self.lower, rows), _rows(self.upper, rows))
+        return Box(rows_of(self.lower, rows), rows_of(self.upper, rows))
 
 
 def _require_radius(center: Tensor, radius: float | Tensor) -> None:
@@ -151,7 +149,7 @@ class L2Ball(Constraint):
 
     def select(self, rows: Tensor) -> L2Ball:
         """Rows of centres and radii."""
-        return L2Ball(_rows(self.center, rows), _rows(self.radius, rows))
+        return L2Ball(rows_of(self.center, rows), rows_of(self.radius, rows))
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,7 @@ class LinfBall(Constraint):
 
     def select(self, rows: Tensor) -> LinfBall:
         """Rows of centres and radii."""
-        return LinfBall(_rows(self.center, rows), _rows(self.radius, rows))
+        return LinfBall(rows_of(self.center, rows), rows_of(self.radius, rows))
 
 
 @dataclass(frozen=True)
@@ -245,10 +243,6 @@ def _cpu(value: float | Tensor) -> Tensor:
 def like(value: float | Tensor, x: Tensor) -> Tensor:
     """A number or tensor in the dtype and on the device of `x`."""
     return torch.as_tensor(value, dtype=x.dtype, device=x.device)
-
-
-def _rows(value: Number, rows: Tensor) -> Number:
-    return value[rows] if isinstance(value, Tensor) and value.dim() and len(value) > 1 else value
 
 
 def require_batch(x: Tensor) -> None:

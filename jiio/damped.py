@@ -62,11 +62,5 @@ class Damped:
 
     def select(self, rows: Tensor) -> Damped:
         """Rows of what is per sample."""
-        parts = {
-            name: part[rows] if len(part := getattr(self, name)) > 1 else part
-            for name in ("vectors", "values", "damping", "share")
-        }
-        rate = self.rate
-        if isinstance(rate, Tensor) and rate.dim() and len(rate) > 1:
-            rate = rate[rows]
-        return replace(self, rate=rate, **parts)
+        names = ("vectors", "values", "damping", "share", "rate")
+        return replace(self, **{name: tree.rows_of(getattr(self, name), rows) for name in names})

@@ -57,10 +57,6 @@ class _Fixed:
         return self
 
 
-def _rows(value: float | Tensor, rows: Tensor) -> float | Tensor:
-    return value[rows] if isinstance(value, Tensor) and value.dim() and len(value) > 1 else value
-
-
 def require_rate(rate: float | Tensor) -> None:
     """`ValueError` unless `rate` is a positive number or a tensor of such."""
     if not isinstance(rate, Real | Tensor):
@@ -126,7 +122,7 @@ class Scalar(_Fixed):
 
     def select(self, rows: Tensor) -> Scalar:
         """Rows of per-sample rates and scales."""
-        return Scalar(_rows(self.rate, rows), _rows(self.scale, rows))
+        return Scalar(tree.rows_of(self.rate, rows), tree.rows_of(self.scale, rows))
 
 
 @dataclass(frozen=True)
@@ -151,7 +147,7 @@ class Normalized(_Fixed):
 
     def select(self, rows: Tensor) -> Normalized:
         """Rows of a per-sample rate."""
-        return Normalized(_rows(self.rate, rows))
+        return Normalized(tree.rows_of(self.rate, rows))
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,7 @@ class Sign(_Fixed):
 
     def select(self, rows: Tensor) -> Sign:
         """Rows of a per-sample rate."""
-        return Sign(_rows(self.rate, rows))
+        return Sign(tree.rows_of(self.rate, rows))
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,7 @@ class Diagonal(_Fixed):
     def select(self, rows: Tensor) -> Diagonal:
         """Rows of a per-sample diagonal and rate."""
         inverse = self.inverse[rows] if len(self.inverse) > 1 else self.inverse
-        return Diagonal(inverse, _rows(self.rate, rows))
+        return Diagonal(inverse, tree.rows_of(self.rate, rows))
 
 
 @dataclass(frozen=True)
@@ -248,7 +244,7 @@ class Matrix(_Fixed):
     def select(self, rows: Tensor) -> Matrix:
         """Rows of per-sample matrices and rates."""
         inverse = self.inverse[rows] if self.inverse.dim() == 3 and len(self.inverse) > 1 else self.inverse
-        return Matrix(inverse, _rows(self.rate, rows))
+        return Matrix(inverse, tree.rows_of(self.rate, rows))
 
     def _require_fit(self, x: Tensor) -> None:
         shape = tuple(self.inverse.shape)

@@ -43,8 +43,8 @@ def solve(
     by more than 1e-5 and within the tolerances, so that a sample's may depend on what else is in its batch.
     tol: relative residuals of (z, mu, x), or one number for all. Of x it is the distance that a full input step would
     move it, divided by the constraint's scale (1 for a free x: latent units; the radius of a ball). That step is P g: with a
-    number for P, flat directions of an ill-conditioned problem hardly count, with a `newton_step` or matrix they do, as of where
-    it was measured. Of a free x it is multiplied where steps shrink slowly (docs/method.md, "Relative residuals").
+    number for P, flat directions of an ill-conditioned problem hardly count, with a `newton_step` or matrix they do, as of
+    where it was measured. Of a free x it is multiplied where steps shrink slowly (docs/method.md, "Relative residuals").
     on_failure: "warn" with a `ConvergenceWarning`, "raise" `NotConverged`, or "ignore".
     callback: sees (step, state, evaluation) of every step.
 

@@ -7,11 +7,12 @@ the few operations below. PyTorch's own pytree module is private, so these funct
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+Number = TypeVar("Number", Tensor, float | Tensor)
 Tree = Any  # Tensor | tuple[Tree, ...]; a recursive alias defeats both pyright's inference and beartype
 
 
@@ -206,3 +207,12 @@ def wide(value: float | Tensor, like: Tensor) -> Tensor:
     """
     value = torch.as_tensor(value)
     return value.view(-1, *[1] * (like.dim() - 1)) if value.dim() else value
+
+
+def rows_of(value: Number, rows: Tensor) -> Number:
+    """The rows of what is per sample, (batch, ...); a number, or one entry for all samples, as it is.
+
+    >>> rows_of(torch.tensor([1.0, 2.0]), torch.tensor([1])), rows_of(3.0, torch.tensor([1]))
+    (tensor([2.]), 3.0)
+    """
+    return value[rows] if isinstance(value, Tensor) and value.dim() and len(value) > 1 else value

@@ -119,10 +119,11 @@ def compare(
     needed = {name: [steps_to(points, target) for target in targets.values()] for name, points in traces.items()}
     reached = {name: {k for k in steps if k is not None} for name, steps in needed.items()}
     runs: dict[str, list[Timed]] = {name: [] for name in methods}
-    for _ in range(repeats):
-        for name, method in methods.items():
-            if reached[name]:
-                runs[name].append(timed(method, problem, start, reached[name]))
+    names = [name for name in methods if reached[name]]
+    for repeat in range(repeats):
+        first = repeat % max(len(names), 1)  # else each would always find the caches as the same other one leaves them
+        for name in names[first:] + names[:first]:
+            runs[name].append(timed(methods[name], problem, start, reached[name]))
     rows = [
         _row(name, target, k, [run[k] for run in runs[name]], prices, len(start.x))
         if k is not None
