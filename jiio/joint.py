@@ -156,7 +156,9 @@ class JointMap:
             self.memory.lag = torch.maximum(r_z, r_mu)
         rate, change = self._change(s, now, k)
         distance = torch.linalg.vector_norm(change.flatten(1), dim=1)
-        r_x = distance / (rate * self.problem.constraint.scale).clamp_min(torch.finfo(distance.dtype).tiny)
+        # a normalised step's rate is a length in the units of x already
+        scale = 1.0 if isinstance(self.memory.rule, Normalized | Sign) else self.problem.constraint.scale
+        r_x = distance / (rate * scale).clamp_min(torch.finfo(distance.dtype).tiny)
         remaining = torch.ones_like(distance)
         if self.symmetric and k < self.cut_steps:
             remaining = (SLOW * rate * self.memory.steps_left(change)).clamp_min(1.0)

@@ -184,3 +184,20 @@ def test_a_tangent_that_requires_grad_leaves_no_graph_behind() -> None:
     tangent = torch.zeros(1, D, N, dtype=torch.float64, requires_grad=True)
     found = solve(problem, zeros(problem), step=Step(0.1, z=0.5, tangent=tangent), on_failure="ignore")
     assert not any(leaf.requires_grad for leaf in tree.leaves(found.value))
+
+
+@pytest.mark.parametrize("unit", [1.0, 255.0])
+def test_a_normalised_step_is_judged_alike_in_all_units(unit: float) -> None:
+    plain = smooth_problem(SmoothCell())
+    start = zeros(plain)
+    problem = Problem(
+        lambda z, x, y: plain.f(z, x / unit, y),
+        lambda z, x, y: plain.cost(z, x / unit, y),
+        L2Ball(start.x, 0.5 * unit),
+        plain.context,
+    )
+    step = Step(Normalized(0.5 * unit), lag=None, cut=None)
+    solution = solve(problem, start, step=step, max_steps=4, on_failure="ignore")
+    other = replace(problem, constraint=L2Ball(start.x, 0.5), f=plain.f, cost=plain.cost)
+    reference = solve(other, start, step=replace(step, x=Normalized(0.5)), max_steps=4, on_failure="ignore")
+    assert torch.allclose(solution.residual, reference.residual, rtol=1e-6)
