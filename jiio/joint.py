@@ -17,7 +17,7 @@ from jiio.input_memory import InputMemory
 from jiio.precondition import Normalized, Scalar, Sign
 from jiio.problem import Problem, State, Sweep
 from jiio.solution import Solution, Work
-from jiio.solver import Anderson, Picard, Solver
+from jiio.solver import Anderson, Delayed, Picard, Solver
 from jiio.step import Step
 from jiio.tree import Tree, wide
 
@@ -234,8 +234,9 @@ class JointMap:
 
     def settled(self, s: State) -> State:
         """z caught up with x, by evaluations of f alone, so that the cost can be compared."""
-        # with no more history than leaves a solve its peak of memory: beside s and F(s) a longer one would set it
-        solver = Picard() if math.isinf(self.cut_steps) else Anderson(2)
+        # with no more history than leaves a solve its peak of memory: beside s and F(s) a longer one would set it; mixing two
+        # iterates costs a small model what f does, and z is mostly there after three
+        solver = Picard() if math.isinf(self.cut_steps) else Delayed(Anderson(2), after=3)
         tol = 0.9 * max(self.tol_z, COMPARABLE)  # less, for it is measured again, and may round up
         return s._replace(z=equilibrium(self.problem, s.z, s.x, work=self.work, tol=tol, solver=solver).value)
 

@@ -6,6 +6,7 @@ to each target; then exactly that many steps are timed, methods interleaved.
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from contextlib import suppress
@@ -121,8 +122,8 @@ def compare(
     runs: dict[str, list[Timed]] = {name: [] for name in methods}
     names = [name for name in methods if reached[name]]
     for repeat in range(repeats):
-        first = repeat % max(len(names), 1)  # else each would always find the caches as the same other one leaves them
-        for name in names[first:] + names[:first]:
+        # in an order of its own, else a method would always find the caches as the same other one leaves them
+        for name in random.Random(repeat).sample(names, len(names)):
             runs[name].append(timed(methods[name], problem, start, reached[name]))
     rows = [
         _row(name, target, k, [run[k] for run in runs[name]], prices, len(start.x))
