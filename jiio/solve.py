@@ -50,6 +50,7 @@ def solve(
 
     Raises `ValueError`, naming shapes or values, for input that can't be solved.
 
+    >>> import torch
     >>> target = torch.tensor([[0.3], [0.6]])
     >>> problem = Problem(lambda z, x, y: 0.5 * torch.tanh(z) + x, lambda z, x, y: (z - y).square().sum(1), context=(target,))
     >>> solution = solve(problem, problem.start(torch.zeros(2, 1), torch.zeros(2, 1)), tol=1e-4)
