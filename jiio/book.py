@@ -130,7 +130,7 @@ class Book:
     def _record(self, k: int, F: Map, s: Tree, now: Evaluation, *, last: bool) -> bool:
         look = _Look.of(now)
         excess = (look.residual / self.tol).max(1)
-        broken = ~np.isfinite(excess) | np.isnan(look.merit)
+        broken = look.broken
         diverged = self._diverged(look, excess)
         self._track_best(k, now.value, look, excess, broken)
         status = np.full(len(self.rows), int(Status.BUDGET))
@@ -211,7 +211,7 @@ class Book:
         use_best = ~(look.merit <= self.best_merit + accuracy) & (self.best_residual[:, 0] < np.inf)
         status = np.where(use_best & (status == int(Status.CONVERGED)), int(Status.STALLED), status)
         # a sample that was never finite keeps its start
-        self._keep(ended & ~use_best & np.isfinite(look.residual).all(1) & ~np.isnan(look.merit), value)
+        self._keep(ended & ~use_best & ~look.broken, value)
         self._own()  # what is returned of finished samples must stay
         rows = self.rows[ended]
         self.residual[rows] = np.where(use_best[:, None], self.best_residual, look.counted)[ended]
@@ -271,6 +271,11 @@ class _Look(NamedTuple):
     def counted(self) -> Floats:
         """The residuals by which convergence is judged, and which are returned."""
         return np.concatenate((self.residual[:, :-1], self.residual[:, -1:] * self.remaining[:, None]), axis=1)
+
+    @property
+    def broken(self) -> Mask:
+        """Where something is not finite; an infinite merit is one that can't be compared."""
+        return ~np.isfinite(self.residual).all(1) | np.isnan(self.merit)
 
     @property
     def defect(self) -> Floats:

@@ -16,7 +16,7 @@ from jiio.tree import Tree
 
 LINEAR_STEPS = 60
 LINEAR_TOL = 1e-2
-MIXING = Anderson(5)
+LINEAR_SOLVER = Anderson(5)
 
 
 class Linearization:
@@ -74,7 +74,7 @@ def _linear_fixed_point(
 
     Mixed by Anderson, which is GMRES on a linear map: at a contraction of 0.9 a fifth of the products of a plain iteration.
     """
-    s, found, memory = tuple(start), tuple(start), MIXING.init(tuple(start))
+    s, found, memory = tuple(start), tuple(start), LINEAR_SOLVER.init(tuple(start))
     done = torch.zeros(len(start[0]), dtype=torch.bool, device=start[0].device)
     for k in range(LINEAR_STEPS):
         moved = tuple(F(s))
@@ -83,7 +83,7 @@ def _linear_fixed_point(
         done = done | (change <= tol * tree.norm(moved))
         if bool(done.all()):
             break
-        s, memory = MIXING.step(memory, k, s, moved)
+        s, memory = LINEAR_SOLVER.step(memory, k, s, moved)
     return list(found)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from jiio import tree
 from jiio.book import Book, Evaluation, Map
 from jiio.solution import OnFailure, Solution, TracePoint, Work, settle_failure
-from jiio.solver import Anderson, Solver, require_count
+from jiio.solver import Anderson, Solver, is_solver, require_count
 from jiio.tree import Tree
 
 # Steps between looks at the residuals of a long solve, which are measured for a look alone. Each look synchronises with
@@ -134,7 +134,7 @@ def check_budget(max_steps: int, tol: float | tuple[float, ...]) -> None:
 
 def check_options(solver: Solver, on_failure: OnFailure) -> None:
     """`ValueError` for a solver or an answer to failure that is none."""
-    if isinstance(solver, type) or not hasattr(solver, "init"):
+    if not is_solver(solver):
         raise ValueError(f"solver is an instance such as Picard() or Anderson(history=5), got {solver!r}")
     check_answer(on_failure)
 

@@ -24,7 +24,7 @@ class InputMemory:
 
     RECOVERY: ClassVar[float] = 1.02
     AVERAGE: ClassVar[float] = 0.5
-    LEAST_SHRINKING: ClassVar[float] = 1e-3
+    LEAST_SHRINKING: ClassVar[float] = 1e-3  # less can't be told from rounding in float32
 
     rule: Rule
     factor: Tensor

@@ -139,7 +139,6 @@ class JointMap:
         """The step; x waits as long as it did at the last measurement."""
         now = self._sweep(s)
         rate, change = self._change(s, now, k)
-        self.memory.change = change
         return self._next(s, now, rate, change, k)
 
     def evaluate(self, s: State, k: int) -> Evaluation:
@@ -167,7 +166,6 @@ class JointMap:
         lagrangian = now.cost + tree.inner(s.mu, defect).masked_fill(~(r_mu < 1), 0.0)
         merit = lagrangian.masked_fill(~(r_z < max(self.tol_z, COMPARABLE)), torch.inf)
         merit = merit.masked_fill(~now.cost.isfinite(), torch.nan)
-        self.memory.change = change
         state = self._next(s, now, rate, change, k)
         doubt = DOUBT * (r_z * size_z) * (r_mu * size_mu)
         value = s._replace(mu=now.adjoint)
@@ -193,6 +191,7 @@ class JointMap:
 
     def _next(self, s: State, now: Sweep, rate: Tensor, change: Tensor, k: int) -> State:
         """The step, shortened where it turned against the last ones."""
+        self.memory.change = change
         cut = self.step.cut
         if k < self.cut_steps and cut is not None:
             # on an active constraint the gradient keeps a normal part that hides how its tangential part turns

@@ -110,8 +110,7 @@ def nested(
         x, memory = optimizer.step(memory, x, gradient, cost)
         x = problem.constraint.project(x).detach()
     memory = replace(InputMemory.fresh(_rule(optimizer), best.x), slope=slope)
-    solution = _measured(problem, best, floor_of(start.z), work, memory, tol)
-    solution = replace(solution, steps=torch.full_like(solution.status, rounds))
+    solution = _measured(problem, best, floor_of(start.z), work, memory, tol, rounds)
     return settle_failure(solution, solution.residual.new_full((3,), tol), on_failure)
 
 
@@ -125,7 +124,7 @@ def _rule(optimizer: Optimizer) -> Rule:
 
 
 def _measured(
-    problem: Problem, state: State, floor: Tensor, work: Work, memory: InputMemory, tol: float
+    problem: Problem, state: State, floor: Tensor, work: Work, memory: InputMemory, tol: float, rounds: int
 ) -> Solution[State]:
     F = JointMap(problem, Step(memory.rule, lag=None), floor, Work(), tol, memory, cut_steps=0)
     now = F.evaluate(without_slope(state, cost_slope(problem, state, work=Work())), 0)
@@ -133,5 +132,5 @@ def _measured(
     status = torch.where(converged, int(Status.CONVERGED), int(Status.BUDGET))
     finite = now.residual.isfinite().all(1) & ~now.merit.isnan()  # the merit is NaN where the cost is not finite
     status = torch.where(finite, status, int(Status.NON_FINITE))
-    steps = torch.full_like(status, 0)
+    steps = torch.full_like(status, rounds)
     return Solution(state, now.residual, F.blocks, now.merit, status, steps, work, F)

@@ -205,8 +205,7 @@ class Diagonal(_Fixed):
 
     def select(self, rows: Tensor) -> Diagonal:
         """Rows of a per-sample diagonal and rate."""
-        inverse = self.inverse[rows] if len(self.inverse) > 1 else self.inverse
-        return Diagonal(inverse, tree.rows_of(self.rate, rows))
+        return Diagonal(tree.rows_of(self.inverse, rows), tree.rows_of(self.rate, rows))
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ class Problem:
             raise ValueError(
                 f"z and x need one dtype: x has {start.x.dtype}, the leaves of z {dtypes}; cast one of them"
             )
-        form, given = ([(tuple(leaf.shape), leaf.dtype) for leaf in tree.leaves(part)] for part in (start.z, start.mu))
+        form, given = map(_form, (start.z, start.mu))
         if form != given:
             raise ValueError(f"mu has the form of z, {form}; got {given}. problem.start(x, z) gives one of zeros")
         self.check_context(tree.batch_size(start))
@@ -177,6 +177,10 @@ class Problem:
             raise ValueError(f"cost must return one number a sample, shape {(batch,)}; it returned {tuple(cost.shape)}")
         if not cost.is_floating_point():
             raise ValueError(f"cost must return floats, got {cost.dtype}")
+
+
+def _form(part: Tree) -> tuple[str, list[tuple[tuple[int, ...], torch.dtype]]]:
+    return tree.outline(part), [(tuple(leaf.shape), leaf.dtype) for leaf in tree.leaves(part)]
 
 
 def _require_graph(fz: Tree, cost: Tensor) -> None:

@@ -34,6 +34,11 @@ class Solver(Protocol):
         ...
 
 
+def is_solver(value: object) -> bool:
+    """Whether `value` is an instance of a solver, not its class or its name."""
+    return not isinstance(value, type) and hasattr(value, "init")
+
+
 def require_count(name: str, value: int) -> None:
     """`ValueError` unless `value` is a whole number, at least 1."""
     if not isinstance(value, int) or value < 1:
@@ -202,7 +207,7 @@ class Delayed:
     after: int = 40
 
     def __post_init__(self) -> None:
-        if isinstance(self.solver, type) or not hasattr(self.solver, "init"):
+        if not is_solver(self.solver):
             raise ValueError(f"Delayed takes an instance such as Anderson(6), got {self.solver!r}")
         if not isinstance(self.after, int) or self.after < 0:
             raise ValueError(f"after is a whole number of steps, at least 0, got {self.after!r}")
