@@ -29,6 +29,7 @@ DELAYED = 0.9  # spectral radius above which z and mu answer so slowly that they
 def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | None = None) -> dict[str, Any]:
     """Contraction, curvature, residual traces, status counts, gradient error; `advice` says what to change."""
     with torch.no_grad():
+        f = model.cell()
         problem = reconstruction(model, images, prior=prior)
         step = reconstruction_step(model, len(images), prior=prior)
         first = start(model, len(images), latent=model.guess(images))
@@ -36,7 +37,7 @@ def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | 
             problem, first, step=step, solver=SOLVER, on_failure="ignore", trace=True
         )  # as `reconstruct` does
     x = solution.value.x
-    radius = spectral_radius(lambda z: model.cell()(z, x), solve_equilibrium(model, x), steps=40)
+    radius = spectral_radius(lambda z: f(z, x), solve_equilibrium(model, x), steps=40)
     few = torch.arange(min(16, len(x)), device=x.device)
     matrix = gauss_newton(problem.select(few), tree.select(solution.value.z, few), x[few])
     values = torch.linalg.eigvalsh(matrix)

@@ -89,7 +89,7 @@ def classification(team: Team) -> Trainable:
 
 def meta(team: Team) -> Trainable:
     characters = torch.rand(4, 4, 1, 28, 28, generator=torch.Generator().manual_seed(0)).round()
-    training = train_meta.Training(ways=3, train_ways=3, queries=1, tasks=2, steps=4, adaptation_steps=4)
+    training = train_meta.Training(ways=3, train_ways=3, queries=1, tasks=2, steps=4)
     return train_meta.Trainer(characters, ContextConfig(), training, team=team)
 
 
