@@ -24,7 +24,7 @@ from jiio.tree import Tree
 SMALL_INPUT = 64
 RATE = 1.0
 SETTLED = 1e-3  # of z where a model is measured
-# Of the tangents of a solve's own samples: to 0.01 they cost two to three times as much and save no step (docs/results.md).
+# Of the tangents of a solve's own samples: to 0.01 they cost two to three times as much and save no step (docs/experiments.md).
 ROUGH = 0.1
 # z hardly falls behind an x that takes it along: x waits only where z or mu are no solution at all
 MEASURED_LAG = 1.0

@@ -27,7 +27,7 @@ class Damped:
     """
 
     # At half of this lag the share falls by 5 % a step at most, at three times as much it rises by a quarter. Falling half as
-    # fast leaves costs higher, twice as fast leaves flat problems unconverged (docs/results.md).
+    # fast leaves costs higher, twice as fast leaves flat problems unconverged (docs/experiments.md).
     TRUSTED: ClassVar[float] = 0.06
     POWER: ClassVar[float] = 0.24
     SLOWEST: ClassVar[float] = 0.947

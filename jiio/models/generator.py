@@ -20,7 +20,7 @@ from jiio.models.mdeq import MDEQ
 from jiio.models.spectral import convolution_norm
 
 # The readout's sigmoid goes from -MARGIN to 1 + MARGIN: black and white are reached at a slope that is not yet 0, which
-# keeps the curvatures of the latents of different images within a factor (docs/results.md).
+# keeps the curvatures of the latents of different images within a factor (docs/experiments.md).
 MARGIN = 0.1
 THUMBNAIL = 28**2  # numbers that the linear encoder sees of an image, at most
 

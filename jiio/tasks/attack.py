@@ -60,7 +60,7 @@ class JointAttack:
 
     A step as long as the radius reaches any point of the ball; where the ball is active, project(x + rate radius g / |g|)
     is nearly the point that g points to, and a fixed point of that map is a maximum. Longer steps are as strong within
-    ten steps and end at lower maxima (docs/results.md compares rates and lookaheads).
+    ten steps and end at lower maxima (docs/experiments.md compares rates and lookaheads).
 
     loss: cross_entropy, or margin (the best other logit less the label's), which does not fade where the model is sure.
     solve_tol: relative residual of z at the start and at the end.  tol: of mu and x, at which an image is done; the loss

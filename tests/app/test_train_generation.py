@@ -53,7 +53,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
 
 
 def test_the_tangent_of_z_follows_the_weights() -> None:
-    """A training carries z along with the latents (docs/results.md) by what it has measured lately."""
+    """A training carries z along with the latents (docs/experiments.md) by what it has measured lately."""
     trainer = tiny_trainer()
     for _ in range(8):
         trainer.advance()
