@@ -120,8 +120,10 @@ def damped(
         now, carried = problem.sweep(start), Step(rate, tangent=tangent)
         gradient = carried.reduced(now.x, start.mu, now.mu)
         size = tree.norm(start.z) + metric.diagonal(dim1=1, dim2=2).sum(1).sqrt()
-        steepest = torch.linalg.vector_norm(tree.times(vectors.mT, gradient.double()), dim=1)
-        largest = torch.maximum(values.amax(1), (steepest / (FARTHEST * size)).amax(0, keepdim=len(values) == 1))
+        steepest = torch.linalg.vector_norm(tree.times(vectors.mT, gradient.double()), dim=1) / (FARTHEST * size)
+        # of each sample its own: a neighbour that is far steeper, or NaN, has no say in a sample's step
+        steepest = steepest.amax(0, keepdim=True) if len(values) == 1 else steepest
+        largest = torch.maximum(values.amax(1), steepest)
         # where the cost is flat to first and second order any finite step will do: 1 over the largest alone would overflow
         largest = largest.masked_fill(largest < torch.finfo(matrix.dtype).tiny, 1.0)[:, None]
         values = torch.maximum(values, FLOOR * largest)

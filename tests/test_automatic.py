@@ -27,6 +27,7 @@ from jiio import (
 from jiio.automatic import SMALL_INPUT
 from jiio.curvature import response
 from jiio.solution import Work
+from tests.problems import SmoothCell, smooth_problem, zeros
 
 
 def inverse_problem(
@@ -101,6 +102,19 @@ def test_a_sample_whose_cell_runs_away_does_not_take_the_others_along() -> None:
     solution = solve(problem, problem.start(torch.zeros(3, 3), torch.ones(3, 6)), on_failure="ignore")
     assert solution.converged.tolist() == [True, False, True]
     assert Status(int(solution.status[1])) in (Status.DIVERGED, Status.NON_FINITE)
+
+
+@pytest.mark.parametrize("target", [torch.nan, 1e4], ids=["nan", "steep"])
+def test_the_measured_step_of_a_sample_is_its_own(target: float) -> None:
+    problem = smooth_problem(SmoothCell(), batch=4)
+    clean = solve(problem, zeros(problem))
+    targets = problem.context[0].clone()
+    targets[1] = target
+    spoiled = solve(Problem(problem.f, problem.cost, context=(targets,)), zeros(problem), on_failure="ignore")
+    others = torch.tensor([0, 2, 3])
+    assert spoiled.status[others].tolist() == [Status.CONVERGED] * 3
+    assert spoiled.steps[others].tolist() == clean.steps[others].tolist()
+    assert float((spoiled.value.x - clean.value.x)[others].abs().max()) < 1e-10
 
 
 def test_a_cost_without_second_derivative_gets_steps_of_a_size() -> None:
