@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -235,9 +236,14 @@ class JointMap:
         """z caught up with x, by evaluations of f alone, so that the cost can be compared."""
         # with no more history than leaves a solve its peak of memory: beside s and F(s) a longer one would set it; mixing two
         # iterates costs a small model what f does, and z is mostly there after three
-        solver = Picard() if math.isinf(self.cut_steps) else Delayed(Anderson(2), after=3)
-        tol = 0.9 * max(self.tol_z, COMPARABLE)  # less, for it is measured again, and may round up
-        return s._replace(z=equilibrium(self.problem, s.z, s.x, work=self.work, tol=tol, solver=solver).value)
+        mixed = Delayed(Anderson(2), after=3)
+        # less, for it is measured again, and may round up
+        options: dict[str, Any] = {"work": self.work, "tol": 0.9 * max(self.tol_z, COMPARABLE)}
+        found = equilibrium(self.problem, s.z, s.x, solver=Picard() if math.isinf(self.cut_steps) else mixed, **options)
+        # at a contraction of 0.98 plain evaluations do not arrive, and what the solve has reached would be lost
+        if math.isinf(self.cut_steps) and not bool(found.converged.all()):
+            found = equilibrium(self.problem, found.value, s.x, solver=mixed, **options)
+        return s._replace(z=found.value)
 
     def measure(self, s: State) -> Evaluation:
         """An evaluation without a say in the solve's own memory, of an x whose last step may be in it already."""
