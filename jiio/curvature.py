@@ -32,6 +32,7 @@ class Linearization:
             z, x = tree.build(z, self.inputs[:-1]), self.inputs[-1]
             self.f = tree.leaves(problem.evaluate(z, x))
             cost = problem.cost(z, x, *problem.context)
+            problem.check_cost(cost, self.batch)
             # J^T seed is linear in seed, so differentiating it in seed gives J: no forward mode needed of the user's ops
             self.seeds = [torch.zeros_like(leaf, requires_grad=True) for leaf in self.f]
             self.pulled = pull(self.f, self.seeds, self.inputs, graph=True)

@@ -18,7 +18,7 @@ from jiio.precondition import Rule, Scalar
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Status, Work, settle_failure
 from jiio.solve import floor_of
-from jiio.solver import Anderson, Solver
+from jiio.solver import Anderson, Solver, is_solver, require_count
 from jiio.step import Step
 from jiio.tree import Tree
 
@@ -86,8 +86,9 @@ def nested(
     sample is the best one met. `callback(round, state, work)` sees each solved state. The residuals are those of `solve`,
     measured once at the end; a baseline that ran its rounds is usually BUDGET, so failure is not reported unless asked.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    require_count("rounds", rounds)
+    if not is_solver(optimizer):
+        raise ValueError(f"optimizer is an instance such as Adam() or LBFGS(), got {optimizer!r}")
     check_budget(rounds, (solve_tol, tol))
     check_options(solver, on_failure)
     problem.check(start)

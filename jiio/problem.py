@@ -173,6 +173,9 @@ class Problem:
 
     def check_cost(self, cost: Tensor, batch: int) -> None:
         """`ValueError` unless `cost` is a float for each of `batch` samples."""
+        if not isinstance(cost, Tensor):
+            kind = type(cost).__name__
+            raise ValueError(f"cost must return a tensor, one number a sample, shape {(batch,)}; it returned a {kind}")
         if cost.shape != (batch,):
             raise ValueError(f"cost must return one number a sample, shape {(batch,)}; it returned {tuple(cost.shape)}")
         if not cost.is_floating_point():

@@ -44,13 +44,19 @@ _SENTENCES = {
 
 _REMEDIES = {
     "z": "z lags or f is no contraction in z: raise max_steps, use solver=Anderson(), or a cell that is well posed",
-    "mu": "the adjoint lags: raise max_steps or lower the input step so that x waits for mu",
+    "mu": "the adjoint lags, as z does where f is no contraction: raise max_steps, lower the input step so that x waits for "
+    "mu, or use solver=Delayed()",
     "x": "the input still moves: raise max_steps; use solver=Delayed() or a lower rate where its steps overshoot, a measured "
     "step (jiio.newton_step) or a higher rate where they are short; where step=None, start again from solution.value, whose "
     "curvature is measured anew; a ReLU cell can have its "
     "minimum on a kink, where no fixed point exists",
     "s": "raise max_steps, damp the iteration with Picard(damping=...), or use solver=Anderson() or Broyden()",
 }
+
+_DIVERGING = (
+    "f may be no contraction in z where x went (jiio.spectral_radius tells): use a cell that is well posed, or a Box that "
+    "keeps x away; or steps of x are too long: lower the rate"
+)
 
 
 class ConvergenceWarning(UserWarning):
@@ -160,6 +166,10 @@ def failure_message(solution: Solution[Any], tol: Tensor) -> str:
     excess = (solution.residual[failed] / tol).nan_to_num(nan=torch.inf)
     worst = int(excess.amax(0).argmax())
     name = solution.blocks[worst]
+    remedy = _REMEDIES[name]
+    # of an iterate that ran away the largest block is as large as it is by chance
+    if "mu" in solution.blocks and bool((solution.status[failed] == Status.DIVERGED).all()):
+        remedy = _DIVERGING
     reasons = ", ".join(
         f"{int((solution.status == status).sum())} {status.name}"
         for status in Status
@@ -168,5 +178,5 @@ def failure_message(solution: Solution[Any], tol: Tensor) -> str:
     value = solution.residual[failed][:, worst].max()
     return (
         f"{int(failed.sum())} of {failed.numel()} samples did not converge ({reasons}); worst block {name}: relative "
-        f"residual {value:.1e}, tolerance {float(tol[worst]):.1e}. Try: {_REMEDIES[name]}."
+        f"residual {value:.1e}, tolerance {float(tol[worst]):.1e}. Try: {remedy}."
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import NamedTuple, Protocol
 
 import torch
@@ -41,7 +42,7 @@ def is_solver(value: object) -> bool:
 
 def require_count(name: str, value: int) -> None:
     """`ValueError` unless `value` is a whole number, at least 1."""
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} is a whole number and must be at least 1, got {value!r}")
 
 
@@ -209,7 +210,7 @@ class Delayed:
     def __post_init__(self) -> None:
         if not is_solver(self.solver):
             raise ValueError(f"Delayed takes an instance such as Anderson(6), got {self.solver!r}")
-        if not isinstance(self.after, int) or self.after < 0:
+        if not isinstance(self.after, Integral) or self.after < 0:
             raise ValueError(f"after is a whole number of steps, at least 0, got {self.after!r}")
 
     @property

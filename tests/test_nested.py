@@ -72,7 +72,7 @@ def test_work_counts_every_evaluation() -> None:
 
 def test_bad_input_is_named() -> None:
     problem = smooth_problem(SmoothCell())
-    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="rounds is a whole number and must be at least 1, got 0"):
         nested(problem, zeros(problem), rounds=0)
     with pytest.raises(ValueError, match="history must be at least 1, got 0"):
         LBFGS(history=0)

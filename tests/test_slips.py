@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from jiio import (
     DEQ,
+    Adam,
     Anderson,
     Box,
+    ConvergenceWarning,
     Delayed,
     Picard,
     Problem,
@@ -96,6 +99,20 @@ SLIPS = {
     "tol in words": (lambda: fixed_point(torch.cos, torch.zeros(1, 1), tol="1e-3"), "tol is a number"),  # type: ignore[arg-type]
     "tol of a baseline": (lambda: nested(PROBLEM, START, tol=0.0), "tol must be positive"),
     "half a step": (lambda: solve(PROBLEM, START, max_steps=10.5), "max_steps is a whole number"),  # type: ignore[arg-type]
+    "half a round": (lambda: nested(PROBLEM, START, rounds=2.5), "rounds is a whole number"),  # type: ignore[arg-type]
+    "an optimiser by name": (
+        lambda: nested(PROBLEM, START, optimizer="adam"),  # type: ignore[arg-type]
+        r"optimizer is an instance such as Adam\(\).*got 'adam'",
+    ),
+    "an optimiser's class": (lambda: nested(PROBLEM, START, optimizer=Adam), r"such as Adam\(\)"),  # type: ignore[arg-type]
+    "a number as cost": (
+        lambda: solve(Problem(PROBLEM.f, lambda z, x, y: 1.0, context=PROBLEM.context), START),  # type: ignore[arg-type]
+        r"cost must return a tensor, one number a sample, shape \(3,\); it returned a float",
+    ),
+    "no cost": (
+        lambda: solve(Problem(PROBLEM.f, lambda z, x, y: None, context=PROBLEM.context), START, step=Step(0.1)),  # type: ignore
+        "it returned a NoneType",
+    ),
     "half an iterate": (lambda: Anderson(2.5), "history is a whole number"),  # type: ignore[arg-type]
     "float32 z": (
         lambda: solve(PROBLEM, PROBLEM.start(START.x, START.z.float())),
@@ -164,3 +181,16 @@ def test_implicit_names_an_unknown_answer_to_failure() -> None:
     solution = solve(problem, zeros(problem), step=Step(0.1), on_failure="ignore")
     with pytest.raises(ValueError, match="on_failure is 'warn'"):
         implicit(solution, on_failure="error")  # type: ignore[arg-type]
+
+
+def test_counts_of_numpy_are_whole_numbers() -> None:
+    solution = solve(PROBLEM, START, max_steps=np.int64(50), solver=Delayed(Anderson(np.int64(4)), after=np.int64(5)))  # type: ignore[arg-type]
+    assert bool(solution.converged.all())
+
+
+def test_what_ran_away_is_not_told_to_take_more_steps() -> None:
+    W = 1.5 * torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0))).Q
+    problem = Problem(lambda z, x: z @ W + x, lambda z, x: (z - 1).square().sum(1) + x.square().sum(1))
+    with pytest.warns(ConvergenceWarning, match="DIVERGED.*Try: f may be no contraction in z") as caught:
+        solve(problem, problem.start(torch.ones(2, 6), torch.ones(2, 6)))
+    assert "raise max_steps" not in str(caught[0].message)
