@@ -76,7 +76,15 @@ def newton_step(problem: Problem, start: State, *, rate: float = RATE) -> Step:
     """
     problem.check(start)
     require_commuting(problem.constraint, (Free,), "a newton_step")
-    tangent, matrix = response(problem, _settled(problem, start.z, start.x), start.x)
+    z = _settled(problem, start.z, start.x)
+    tangent, matrix = response(problem, z, start.x)
+    now = problem.sweep(problem.start(start.x, z))
+    wrong = ~tree.finite((tangent, matrix, now.f, now.x))
+    if bool(wrong.any()):  # the mean would be NaN, and with it every sample of every later solve
+        rows = wrong.nonzero()[:8, 0].tolist()
+        raise ValueError(
+            f"f, cost or their derivatives are not finite for samples {rows}: measure the step without them"
+        )
     mean = tree.apply(_mean, tangent)
     x = start.x.mean(0).expand_as(start.x)
     z = _settled(problem, start.z, x)

@@ -13,7 +13,7 @@ from torch import Tensor
 from jiio import tree
 from jiio.fixed_point import check_answer
 from jiio.krylov import RESTART, LinearSolution, gmres, minres
-from jiio.solution import ConvergenceWarning, NotConverged, OnFailure, Solution
+from jiio.solution import ConvergenceWarning, NotConverged, OnFailure, Solution, Status
 
 T = TypeVar("T")
 
@@ -184,6 +184,12 @@ def report_unconverged(solution: Solution[Any], on_failure: OnFailure) -> None:
         f"{failed} of {solution.status.numel()} samples have not converged: their implicit derivative is not that of a "
         "solution. Solve them further, or leave them out of the loss with solution.converged."
     )
+    broken = solution.status == Status.NON_FINITE
+    if bool(broken.any()):  # 0 times NaN is NaN
+        message += (
+            f" Solve again without samples {broken.nonzero()[:8, 0].tolist()}: what is not finite makes gradients of weights "
+            "NaN even where it is left out of the loss."
+        )
     if on_failure == "raise":
         raise NotConverged(message, solution)
     warnings.warn(message, ConvergenceWarning, stacklevel=3)

@@ -194,3 +194,23 @@ def test_what_ran_away_is_not_told_to_take_more_steps() -> None:
     with pytest.warns(ConvergenceWarning, match="DIVERGED.*Try: f may be no contraction in z") as caught:
         solve(problem, problem.start(torch.ones(2, 6), torch.ones(2, 6)))
     assert "raise max_steps" not in str(caught[0].message)
+
+
+def spoiled(sample: int) -> Problem:
+    target = PROBLEM.context[0].clone()
+    target[sample] = torch.nan
+    return replace(PROBLEM, context=(target,))
+
+
+@pytest.mark.parametrize(
+    "f", [PROBLEM.f, lambda z, x, y: torch.tanh(0.5 * z + x.sum(1, keepdim=True) + y)], ids=["cost", "f"]
+)
+def test_a_newton_step_is_not_measured_on_what_is_not_finite(f: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"not finite for samples \[1\]: measure the step without them"):
+        newton_step(replace(spoiled(1), f=f), START)
+
+
+def test_implicit_says_that_a_sample_that_is_not_finite_must_go() -> None:
+    solution = solve(spoiled(2), START, on_failure="ignore")
+    with pytest.warns(ConvergenceWarning, match=r"Solve again without samples \[2\]: what is not finite"):
+        implicit(solution)
