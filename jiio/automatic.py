@@ -23,7 +23,7 @@ from jiio.tree import Tree
 # Up to this many coordinates of x the automatic step forms each sample's own Gauss-Newton matrix.
 SMALL_INPUT = 64
 RATE = 1.0
-SETTLED = 1e-3  # of z where a model is measured
+MODEL_TOL = 1e-3  # of z where a model is measured
 # Of the tangents of a solve's own samples: to 0.01 they cost two to three times as much and save no step (docs/experiments.md).
 ROUGH = 0.1
 # z hardly falls behind an x that takes it along: x waits only where z or mu are no solution at all
@@ -34,7 +34,7 @@ FLATNESS = 10.0
 MIXING = Delayed(after=12)
 FLOOR = 1e-3  # of curvatures, in parts of the largest
 DAMPINGS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # in parts of the largest curvature
-TRUSTED = 0.1  # relative residual of z after a first step
+MOST_MISSED = 0.1  # relative residual of z after a first step, up to which its tangent is believed
 FARTHEST = 10.0  # sizes of z that an undamped Newton step may move it by
 
 
@@ -43,7 +43,7 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
     solver that goes with it.
 
     A free x of up to 64 coordinates: the inverse of the sample's own Gauss-Newton matrix, damped as far as needed
-    (`damped`), at whole Newton steps, and its tangent, as much memory as 64 equilibria.
+    (`damped_inverse`), at whole Newton steps, and its tangent, as much memory as 64 equilibria.
     Otherwise plain steps of half the inverse of the largest curvature. Where x is larger, and nothing but a box holds it along
     flat directions, that would take hundreds: there iterates are mixed, and the step is a twentieth of a P g with ten times
     that inverse, so that the residual of x tells of directions ten times as flat.
@@ -52,7 +52,7 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
     free = isinstance(problem.constraint, Free)
     if free and x.dim() == 2 and x.shape[1] <= SMALL_INPUT:
         tangent, matrix = response(problem, z, x, tol=ROUGH, work=work)
-        rule = damped(problem, start, tangent, matrix, moved(tangent), rate=RATE, work=work)
+        rule = damped_inverse(problem, start, tangent, matrix, metric_of(tangent), rate=RATE, work=work)
         return Step(rule, lag=MEASURED_LAG, tangent=tangent), Picard()
     largest, slope = curvature_and_slope(problem, z, x, tol=ROUGH, work=work)
     largest = torch.maximum(largest, _least_curvature(problem, x, slope))
@@ -63,7 +63,7 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
 
 def newton_step(problem: Problem, start: State, *, rate: float = RATE) -> Step:
     """One step for all problems of a model, measured on the few that `problem` holds, at the x (batch, d) of `start`: the
-    inverse of their mean Gauss-Newton matrix, damped as far as a first step from their mean x needs it (`damped`), and
+    inverse of their mean Gauss-Newton matrix, damped as far as a first step from their mean x needs it (`damped_inverse`), and
     their mean tangent, by which z moves along with x.
 
     It costs what `solve(step=None)` spends on its own batch; keep the step. Best measured where solutions lie: solve a few
@@ -89,13 +89,13 @@ def newton_step(problem: Problem, start: State, *, rate: float = RATE) -> Step:
     x = start.x.mean(0).expand_as(start.x)
     z = _settled(problem, start.z, x)
     trial = problem.start(x, z)
-    means = matrix.mean(0, keepdim=True), moved(tangent).mean(0, keepdim=True)
-    rule = damped(problem, trial, mean, *means, rate=rate, work=Work())
+    means = matrix.mean(0, keepdim=True), metric_of(tangent).mean(0, keepdim=True)
+    rule = damped_inverse(problem, trial, mean, *means, rate=rate, work=Work())
     return Step(rule, lag=MEASURED_LAG, tangent=mean)
 
 
 def _settled(problem: Problem, z: Tree, x: Tensor) -> Tree:
-    return equilibrium(problem, z, x, work=Work(), tol=SETTLED, max_steps=500).value
+    return equilibrium(problem, z, x, work=Work(), tol=MODEL_TOL, max_steps=500).value
 
 
 def _mean(stack: Tensor) -> Tensor:
@@ -103,13 +103,13 @@ def _mean(stack: Tensor) -> Tensor:
     return torch.empty_like(stack[:1]).copy_(stack.mean(0, keepdim=True))
 
 
-def moved(tangent: Tree) -> Tensor:
+def metric_of(tangent: Tree) -> Tensor:
     """T^T T of each sample, (batch, d, d), for T = dz*/dx with leaves (batch, d, ...)."""
     products = [rows @ rows.mT for rows in map(tree.stack_rows, tree.leaves(tangent))]
     return torch.stack(products).sum(0)
 
 
-def damped(
+def damped_inverse(
     problem: Problem, start: State, tangent: Tree, matrix: Tensor, metric: Tensor, *, rate: float, work: Work
 ) -> Rule:
     """(H + damping G)^-1, for all samples or for each, with the least damping at which a first step moves z to where the
@@ -141,7 +141,7 @@ def damped(
             rule = replace(rule, damping=torch.where(undecided[:, None], damping * largest, rule.damping))
             missed = _missed(problem, start, carried, rule.direction(rate * gradient), work=work)
             missed = missed.amax(0, keepdim=True) if len(values) == 1 else missed
-            undecided = undecided & (missed > TRUSTED)
+            undecided = undecided & (missed > MOST_MISSED)
             if not bool(undecided.any()):
                 break
     if bool((rule.damping > 0).any()):
