@@ -105,8 +105,7 @@ def _mean(stack: Tensor) -> Tensor:
 
 def metric_of(tangent: Tree) -> Tensor:
     """T^T T of each sample, (batch, d, d), for T = dz*/dx with leaves (batch, d, ...)."""
-    products = [rows @ rows.mT for rows in map(tree.stack_rows, tree.leaves(tangent))]
-    return torch.stack(products).sum(0)
+    return tree.total([rows @ rows.mT for rows in map(tree.stack_rows, tree.leaves(tangent))])
 
 
 def damped_inverse(

@@ -151,7 +151,7 @@ def curvature_and_slope(
     slope, value = tree.norm(direction), x.new_zeros(len(x))
     for _ in range(steps):
         size = tree.norm(direction).clamp_min(torch.finfo(x.dtype).tiny)
-        direction = direction / size.view(-1, *[1] * (x.dim() - 1))
+        direction = direction / tree.wide(size, x)
         product = linear.cost_hessian((*linear.tangent(direction), direction))
         direction = linear.reduce(product)
         value = torch.maximum(value, tree.norm(direction))

@@ -199,8 +199,8 @@ class JointMap:
             probe = now.x if self.symmetric else change
             share = self.memory.look(probe, change / wide(rate, change), cut)
             change = wide(share, change) * change  # part of the way to a feasible point is feasible
-        z = self.step.carry(_damped(s.z, now.f, self.step.z), -change)
-        return State(z, _damped(s.mu, now.mu, self.step.mu), s.x - change)
+        z = self.step.carry(tree.lerp(s.z, now.f, self.step.z), -change)
+        return State(z, tree.lerp(s.mu, now.mu, self.step.mu), s.x - change)
 
     @property
     def symmetric(self) -> bool:
@@ -258,7 +258,3 @@ class JointMap:
             floor=self.floor[rows],
             memory=self.memory.select(rows),
         )
-
-
-def _damped(old: Tree, new: Tree, rate: float) -> Tree:
-    return new if rate == 1.0 else tree.apply(lambda a, b: torch.lerp(a, b, rate), old, new)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from jiio.precondition import Rule, Scalar
 from jiio.schedule import Constant, Schedule
+from jiio.tree import wide
 
 
 class Optimizer(Protocol):
@@ -70,7 +71,7 @@ class PGD:
     def step(self, memory: int, x: Tensor, gradient: Tensor, cost: Tensor) -> tuple[Tensor, int]:
         """One preconditioned gradient step."""
         rate = torch.as_tensor(self.rule.rate, dtype=x.dtype, device=x.device).expand(len(x)) * self.schedule(memory)
-        return x - rate.view(-1, *[1] * (x.dim() - 1)) * self.rule.direction(gradient), memory + 1
+        return x - wide(rate, x) * self.rule.direction(gradient), memory + 1
 
 
 class _LBFGSMemory(NamedTuple):

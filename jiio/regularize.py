@@ -74,7 +74,7 @@ def spectral_radius(
         start = tree.norm(v)
         if k >= steps // 2:
             growth = growth + (size / start.clamp_min(tiny)).clamp_min(tiny).log()
-        v = tuple(part / size.clamp_min(tiny).view(-1, *[1] * (part.dim() - 1)) for part in pulled)
+        v = tuple(part / tree.wide(size.clamp_min(tiny), part) for part in pulled)
     return (growth / (steps - steps // 2)).exp()
 
 

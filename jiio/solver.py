@@ -71,9 +71,7 @@ class Picard:
 
     def step(self, memory: Tree, k: int, s: Tree, fs: Tree) -> tuple[Tree, Tree]:
         """F(s), damped."""
-        if self.damping == 1.0:
-            return fs, memory
-        return tree.apply(lambda a, b: torch.lerp(a, b, self.damping), s, fs), memory
+        return tree.lerp(s, fs, self.damping), memory
 
 
 class _AndersonMemory(NamedTuple):

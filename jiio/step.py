@@ -111,11 +111,9 @@ class Step:
         """tangent^T defect, (batch, numbers in x)."""
         if tree.batch_size(self.tangent) > 1:
             own = zip(tree.leaves(self.tangent), tree.leaves(defect), strict=True)
-            products = [tree.products(part, leaf) for part, leaf in own]
-        else:
-            shared = zip(tree.leaves(defect), self._shared, strict=True)
-            products = [leaf.permute(order).flatten(1) @ rows.T for leaf, (order, rows) in shared]
-        return products[0] if len(products) == 1 else torch.stack(products).sum(0)
+            return tree.total([tree.products(part, leaf) for part, leaf in own])
+        shared = zip(tree.leaves(defect), self._shared, strict=True)
+        return tree.total([leaf.permute(order).flatten(1) @ rows.T for leaf, (order, rows) in shared])
 
     def rate(self, k: int, lag: Tensor) -> Tensor:
         """Input rate of each sample at step `k`, shape (batch,), given the larger residual of z and mu."""

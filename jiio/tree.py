@@ -6,7 +6,7 @@ the few operations below. PyTorch's own pytree module is private, so these funct
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -77,8 +77,12 @@ def inner(a: Tree, b: Tree) -> Tensor:
     >>> inner(torch.ones(2, 3), torch.ones(2, 3))
     tensor([3., 3.])
     """
-    products = [(u * v).sum(inside(u)) for u, v in zip(leaves(a), leaves(b), strict=True)]
-    return products[0] if len(products) == 1 else torch.stack(products).sum(0)
+    return total([(u * v).sum(inside(u)) for u, v in zip(leaves(a), leaves(b), strict=True)])
+
+
+def total(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of what was found of each leaf, tensors of one shape."""
+    return parts[0] if len(parts) == 1 else torch.stack(tuple(parts)).sum(0)
 
 
 def norm(tree: Tree) -> Tensor:
@@ -184,7 +188,12 @@ def times(matrix: Tensor, vector: Tensor) -> Tensor:
 
 def where(mask: Tensor, a: Tree, b: Tree) -> Tree:
     """`a` for the samples where `mask` (batch,) holds, else `b`."""
-    return apply(lambda u, v: torch.where(mask.view(-1, *[1] * (u.dim() - 1)), u, v), a, b)
+    return apply(lambda u, v: torch.where(wide(mask, u), u, v), a, b)
+
+
+def lerp(old: Tree, new: Tree, share: float) -> Tree:
+    """old + share (new - old); `new` itself for a share of 1."""
+    return new if share == 1.0 else apply(lambda a, b: torch.lerp(a, b, share), old, new)
 
 
 def finite(tree: Tree) -> Tensor:

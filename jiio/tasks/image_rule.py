@@ -158,7 +158,7 @@ def tangents(model: LatentModel, latent: Tensor, units: Tensor | None = None) ->
     if units is None:
         units = torch.eye(latent.shape[1], dtype=latent.dtype, device=latent.device)
     parts = [_tangents(model, x, units) for x in latent.split(TANGENTS_AT_ONCE)]
-    total = tree.apply(lambda *leaves: torch.stack(leaves).sum(0), *(part.z for part in parts))
+    total = tree.apply(lambda *leaves: tree.total(leaves), *(part.z for part in parts))
     return Tangents(
         torch.cat([part.image for part in parts]),
         torch.cat([part.weight for part in parts]),
