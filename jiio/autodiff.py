@@ -1,4 +1,4 @@
-"""One vector-Jacobian product for all of the library."""
+"""Derivatives: the leaves that they are taken in, and one vector-Jacobian product for all of the library."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+def variable(value: Tensor) -> Tensor:
+    """The numbers of `value` as a leaf of a new graph, to take derivatives in."""
+    return value.detach().requires_grad_()
 
 
 def pull(

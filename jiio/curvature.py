@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.autodiff import pull
+from jiio.autodiff import pull, variable
 from jiio.problem import Problem
 from jiio.solution import Work
 from jiio.solver import Anderson
@@ -27,9 +27,9 @@ class Linearization:
 
     def __init__(self, problem: Problem, z: Tree, x: Tensor, *, work: Work, tol: float = LINEAR_TOL):
         self.form, self.work, self.tol, self.batch = z, work, tol, len(x)
-        self.inputs = [leaf.detach().requires_grad_() for leaf in (*tree.leaves(z), x)]
+        z, x = tree.apply(variable, z), variable(x)
+        self.inputs = [*tree.leaves(z), x]
         with torch.enable_grad():
-            z, x = tree.build(z, self.inputs[:-1]), self.inputs[-1]
             self.f = tree.leaves(problem.evaluate(z, x))
             cost = problem.cost(z, x, *problem.context)
             problem.check_cost(cost, self.batch)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
+from jiio.autodiff import pull, variable
 from jiio.fixed_point import check_answer
 from jiio.krylov import RESTART, LinearSolution, gmres, minres
 from jiio.solution import ConvergenceWarning, NotConverged, OnFailure, Solution, Status
@@ -65,7 +66,7 @@ def attached(
     callback: Callable[[LinearSolution], None] | None = None,
 ) -> T | None:
     """The value of `implicit`, or None when nothing that the solution was built from requires a gradient."""
-    state = [leaf.detach().requires_grad_() for leaf in tree.leaves(solution.value)]
+    state = [variable(leaf) for leaf in tree.leaves(solution.value)]
     residual = tree.leaves(solution.map.residual(tree.build(solution.value, state)))
     if not _depends_on_more_than(state, residual):
         return None
@@ -126,10 +127,7 @@ def _transposed_solve(options: _Options, residual: Sequence[Tensor], gradients: 
 
     def product(w: Tensor) -> Tensor:
         seeds = tree.leaves(tree.unflatten(w, form))
-        pulled = torch.autograd.grad(
-            residual, options.state, seeds, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return tree.flatten(tuple(pulled))
+        return tree.flatten(tuple(pull(residual, seeds, options.state, retain=True)))
 
     v = tree.flatten(tuple(gradients))
     if options.map.symmetric:
@@ -168,8 +166,8 @@ def _depends_on_more_than(state: Sequence[Tensor], outputs: Sequence[Tensor]) ->
         if node is None or node in seen:
             continue
         seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) not in inside:
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in inside:
             return True
         nodes.extend(next_node for next_node, _ in node.next_functions)
     return False

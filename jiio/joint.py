@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.autodiff import pull
+from jiio.autodiff import pull, variable
 from jiio.book import Evaluation
 from jiio.constraint import Free
 from jiio.fixed_point import CHECK_EVERY, OneBlock, called, iterate, relative, require_same_form
@@ -84,7 +84,7 @@ def equilibrium(
 def cost_slope(problem: Problem, state: State, *, work: Work) -> Tree:
     """dcost/dz, of the form of z, without graph."""
     work.add(cost_grad=len(state.x))
-    z = tree.apply(lambda leaf: leaf.detach().requires_grad_(), state.z)
+    z = tree.apply(variable, state.z)
     with torch.enable_grad():
         cost = problem.cost(z, state.x.detach(), *problem.context)
     problem.check_cost(cost, len(state.x))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.autodiff import pull
+from jiio.autodiff import pull, variable
 from jiio.fixed_point import OneBlock, check_budget, check_options, iterate
 from jiio.input_memory import InputMemory
 from jiio.joint import JointMap, cost_slope, equilibrium, size_of_slope, without_slope
@@ -53,14 +53,13 @@ def input_gradient(
 ) -> tuple[Tree, Tensor, Tensor]:  # fmt: skip
     """(mu, dcost(z*(x), x)/dx, cost) at an equilibrium `z`: one cost gradient, one forward, an adjoint solve from `mu`,
     or from dcost/dz, which is one evaluation further than 0."""
-    leaves = [leaf.detach().requires_grad_() for leaf in (*tree.leaves(z), x)]
-    z, x = tree.build(z, leaves[:-1]), leaves[-1]
+    z, x = tree.apply(variable, z), variable(x)
     with torch.enable_grad():
         outputs = tree.leaves(problem.evaluate(z, x))
         cost = problem.cost(z, x, *problem.context)
-    *slope, slope_x = pull([cost], [torch.ones_like(cost)], leaves, retain=True)
+    *slope, slope_x = pull([cost], [torch.ones_like(cost)], [*tree.leaves(z), x], retain=True)
     work.add(f=len(x), cost_grad=len(x))
-    F = _AdjointMap(outputs, leaves[:-1], tree.build(z, slope), work)
+    F = _AdjointMap(outputs, tree.leaves(z), tree.build(z, slope), work)
     mu = iterate(F, F.slope if mu is None else mu, solver=solver, max_steps=max_steps, tol=(tol,), check_every=1).value
     (pulled,) = pull(outputs, tree.leaves(mu), [x])
     work.add(vjp=len(x))

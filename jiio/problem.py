@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.autodiff import pull
+from jiio.autodiff import pull, variable
 from jiio.constraint import Constraint, Free
 from jiio.fixed_point import check_start
 from jiio.tree import Tree
@@ -107,7 +107,7 @@ class Problem:
 
         With `graph` the result can be differentiated again, in the state's tensors too; without, nothing is kept.
         """
-        prepare = _differentiable if graph else _leaf
+        prepare = _differentiable if graph else variable
         z, x = tree.apply(prepare, state.z), prepare(state.x)
         with torch.enable_grad():
             fz = self.evaluate(z, x)
@@ -128,11 +128,11 @@ class Problem:
         So mu is here the part of the adjoint that comes through f, a fixed point of mu -> J_z^T (mu + dcost/dz). The price is
         that of `gradients`; z and the adjoint are both one step further.
         """
-        z, x = tree.apply(_leaf, state.z), _leaf(state.x)
+        z, x = tree.apply(variable, state.z), variable(state.x)
         with torch.enable_grad():
             fz = self.evaluate(z, x)
             # a leaf of its own: a compiled cost warns of one that has a history
-            seen = tree.apply(_leaf, fz)
+            seen = tree.apply(variable, fz)
             cost = self.cost(seen, x, *self.context)
         self.check_cost(cost, len(x))
         _require_graph(fz, cost)
@@ -198,9 +198,5 @@ def _require_graph(fz: Tree, cost: Tensor) -> None:
         )
 
 
-def _leaf(value: Tensor) -> Tensor:
-    return value.detach().requires_grad_()
-
-
 def _differentiable(value: Tensor) -> Tensor:
-    return value if value.requires_grad else _leaf(value)
+    return value if value.requires_grad else variable(value)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from jiio import tree
+from jiio.autodiff import pull, variable
 from jiio.tree import Tree
 
 
@@ -28,19 +29,13 @@ def jacobian_penalty(
     """
     if probes < 1:
         raise ValueError(f"probes must be at least 1, got {probes}")
-    z = tree.apply(lambda leaf: leaf.detach().requires_grad_(), z)
-    inputs = tree.leaves(z)
-    with torch.enable_grad():
-        outputs = _same_shapes(tree.leaves(f(z)), inputs)
+    inputs, outputs = _evaluated(f, z)
     entries = sum(leaf[0].numel() for leaf in inputs)
     total = inputs[0].new_zeros(len(inputs[0]))
     for _ in range(probes):
         v = [_normal(leaf, generator) if draw is None else draw(leaf) for leaf in outputs]
-        pulled = torch.autograd.grad(
-            outputs, inputs, v, create_graph=torch.is_grad_enabled(), retain_graph=True, allow_unused=True,
-            materialize_grads=True,
-        )  # fmt: skip
-        total = total + sum(part.square().flatten(1).sum(1) for part in pulled)
+        pulled = tuple(pull(outputs, v, inputs, graph=torch.is_grad_enabled(), retain=True))
+        total = total + tree.inner(pulled, pulled)
     return total / (probes * entries)
 
 
@@ -59,18 +54,13 @@ def spectral_radius(
     """
     if steps < 2:
         raise ValueError(f"steps must be at least 2, got {steps}")
-    z = tree.apply(lambda leaf: leaf.detach().requires_grad_(), z)
-    inputs = tree.leaves(z)
-    with torch.enable_grad():
-        outputs = _same_shapes(tree.leaves(f(z)), inputs)
+    inputs, outputs = _evaluated(f, z)
     v: Tree = tuple(_normal(leaf, generator) for leaf in outputs)
     growth = inputs[0].new_zeros(len(inputs[0]))
     tiny = torch.finfo(growth.dtype).tiny
     for k in range(steps):
-        pulled = torch.autograd.grad(
-            outputs, inputs, tree.leaves(v), retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        size = tree.norm(tuple(pulled))
+        pulled = tuple(pull(outputs, tree.leaves(v), inputs, retain=True))
+        size = tree.norm(pulled)
         start = tree.norm(v)
         if k >= steps // 2:
             growth = growth + (size / start.clamp_min(tiny)).clamp_min(tiny).log()
@@ -78,11 +68,15 @@ def spectral_radius(
     return (growth / (steps - steps // 2)).exp()
 
 
-def _same_shapes(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+def _evaluated(f: Callable[[Tree], Tree], z: Tree) -> tuple[list[Tensor], list[Tensor]]:
+    """The leaves of z, of a new graph, and those of f(z) on it; `ValueError` where their shapes differ."""
+    z = tree.apply(variable, z)
+    with torch.enable_grad():
+        inputs, outputs = tree.leaves(z), tree.leaves(f(z))
     given, found = [tuple(leaf.shape) for leaf in inputs], [tuple(leaf.shape) for leaf in outputs]
     if given != found:
         raise ValueError(f"f maps z of shapes {given} to {found}: it must keep them")
-    return outputs
+    return inputs, outputs
 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
