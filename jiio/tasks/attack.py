@@ -183,7 +183,7 @@ def attack_problem(
     if target is not None:
         target = check_labels("targets", target, images, classes)
     sign = -1.0 if target is None else 1.0
-    measure = _cross_entropy if loss == "cross_entropy" else _margin
+    measure = _cross_entropy if loss == "cross_entropy" else margin
 
     def cell(z: Any, x: Tensor, label: Tensor) -> Any:
         return f(z, x)
@@ -198,7 +198,8 @@ def _cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     return F.cross_entropy(logits, label, reduction="none")
 
 
-def _margin(logits: Tensor, label: Tensor) -> Tensor:
+def margin(logits: Tensor, label: Tensor) -> Tensor:
+    """The best other logit less the label's, (batch,)."""
     own = logits.gather(1, label[:, None])[:, 0]
     others = logits.scatter(1, label[:, None], -torch.inf).amax(1)
     return others - own

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jiio.tasks.attack import ImageModel, JointAttack, PGDAttack, attack
+from jiio.autodiff import pull, variable
+from jiio.tasks.attack import ImageModel, JointAttack, PGDAttack, attack, margin
 from jiio.tasks.threat import Threat
 from jiio.tree import wide
 
@@ -104,12 +105,16 @@ def accuracy(model: Logits, images: Tensor, labels: Tensor) -> float:
 
 def bad_gradients(model: Logits, images: Tensor, labels: Tensor) -> float:
     """Share of images whose cross-entropy has a zero or non-finite gradient."""
-    x = images.clone().requires_grad_()
-    with torch.enable_grad():
-        loss = F.cross_entropy(model(x), labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, x)
-    size = gradient.flatten(1).norm(dim=1)
+    size = loss_gradient(model, images, labels).flatten(1).norm(dim=1)
     return float((~size.isfinite() | (size == 0)).float().mean())
+
+
+def loss_gradient(model: Logits, images: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of each image's cross-entropy in the image."""
+    x = variable(images)
+    with torch.enable_grad():
+        loss = F.cross_entropy(model(x), labels, reduction="none")
+    return pull([loss], [torch.ones_like(loss)], [x])[0]
 
 
 def unrolled_logits(model: ImageModel, steps: int) -> Logits:
@@ -132,22 +137,19 @@ def transferred(
     constraint, rule = threat.constraint(images), threat.rule(0.25)
     x = images
     for _ in range(steps):
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            loss = F.cross_entropy(source(x), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, x)
+        gradient = loss_gradient(source, x, labels)
         with torch.no_grad():
             x = constraint.project(x + float(rule.rate) * rule.direction(gradient))
-    return accuracy(model, x.detach(), labels)
+    return accuracy(model, x, labels)
 
 
 def square_search(
     model: Logits, images: Tensor, labels: Tensor, threat: Threat, *, steps: int = SQUARE_STEPS, seed: int = 0
 ) -> Tensor:
     """Random search without gradients, in the manner of the square attack (Andriushchenko et al. 2020): squares of one
-    colour, smaller as the search goes on, kept where the margin falls."""
+    colour, smaller as the search goes on, kept where the margin rises."""
     constraint, generator = threat.constraint(images), torch.Generator().manual_seed(seed)
-    best, lowest = images, _margin(model, images, labels)
+    best, highest = images, _margin(model, images, labels)
     height, width = images.shape[2:]
     for k in range(steps):
         side = max(1, round(min(height, width) * 0.5 * (1 - k / steps)))
@@ -163,17 +165,15 @@ def square_search(
         square = inside[:, None].to(images) * colour[:, :, None, None] * size
         with torch.no_grad():
             x = constraint.project(best + square)
-            margin = _margin(model, x, labels)
-        better = margin < lowest
-        best, lowest = torch.where(wide(better, x), x, best), torch.where(better, margin, lowest)
+            found = _margin(model, x, labels)
+        better = found > highest
+        best, highest = torch.where(wide(better, x), x, best), torch.where(better, found, highest)
     return best
 
 
 def _margin(model: Logits, images: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
-        logits = model(images)
-    own = logits.gather(1, labels[:, None])[:, 0]
-    return own - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+        return margin(model(images), labels)
 
 
 def surrogate(images: Tensor, labels: Tensor, *, steps: int = 300, seed: int = 0) -> nn.Module:
