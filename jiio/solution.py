@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
@@ -88,6 +88,14 @@ class Work:
         self.f += f
         self.vjp += vjp
         self.cost_grad += cost_grad
+
+    def include(self, other: Work) -> None:
+        """Count what `other` has counted."""
+        self.add(f=other.f, vjp=other.vjp, cost_grad=other.cost_grad)
+
+    def each(self, samples: int) -> dict[str, float]:
+        """By kind, of one of so many samples."""
+        return {name: count / samples for name, count in asdict(self).items()}
 
 
 class TracePoint(NamedTuple):

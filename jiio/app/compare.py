@@ -157,8 +157,10 @@ def timed(method: Method, problem: Problem, start: State, stops: set[int]) -> Ti
 
 def _row(method: str, target: float, steps: int, runs: list[tuple[float, Work]], prices: Prices, batch: int) -> Row:
     seconds, work = [each for each, _ in runs], runs[-1][1]
-    counts = (work.f / batch, work.vjp / batch, work.cost_grad / batch, prices.weigh(work) / batch)
-    return Row(method, target, steps, statistics.median(seconds), min(seconds), max(seconds), *counts, len(runs))
+    return Row(
+        method, target, steps, statistics.median(seconds), min(seconds), max(seconds), **work.each(batch),
+        work=prices.weigh(work) / batch, repeats=len(runs),
+    )  # fmt: skip
 
 
 def measure_prices(problem: Problem, start: State, *, repeats: int = 15) -> Prices:

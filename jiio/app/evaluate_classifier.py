@@ -105,7 +105,7 @@ def _own(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, meth
     for x, y in _batches(images, labels):
         found = attack(model, x, y, threat, method)
         robust.append(found.robust)
-        work.add(f=found.work.f, vjp=found.work.vjp, cost_grad=found.work.cost_grad)
+        work.include(found.work)
         watch(len(x))
     return Result(torch.cat(robust), time.perf_counter() - began, work)
 
@@ -161,10 +161,7 @@ def _batches(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _row(robust: Tensor, result: Result, count: int) -> dict[str, Any]:
-    work = None
-    if result.work is not None:
-        spent = result.work
-        work = {"f": spent.f / count, "vjp": spent.vjp / count, "cost_grad": spent.cost_grad / count}
+    work = None if result.work is None else result.work.each(count)
     return wilson(robust) | {"seconds": result.seconds, "work": work, "median_distance": result.distance}
 
 

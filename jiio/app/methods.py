@@ -112,8 +112,8 @@ class Handover:
             return work
         shifted = None if watch is None else (lambda k, x, work: watch(k + self.after, x, None) if k else None)
         rest = Nested(self.optimizer, warm=True, solve_tol=self.solve_tol)
-        spent = rest.run(problem, state, steps - self.after, shifted)
-        return Work(work.f + spent.f, work.vjp + spent.vjp, work.cost_grad + spent.cost_grad)
+        work.include(rest.run(problem, state, steps - self.after, shifted))
+        return work
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ def attack(
 
         def attacked(problem: Problem, z: Any, x: Tensor) -> _Candidate:
             solution = method.run(problem, problem.start(x, z), threat)
-            work.add(f=solution.work.f, vjp=solution.work.vjp, cost_grad=solution.work.cost_grad)
+            work.include(solution.work)
             return candidate(problem, solution.value.z, solution.value.x, Work())[0]
 
         best, z = candidate(problem, first, images, work if method.warm else Work())

@@ -146,7 +146,7 @@ def restore(
             max_steps=max_steps,
             on_failure=on_failure,
         )
-        solution.work.add(f=first.work.f, vjp=first.work.vjp, cost_grad=first.work.cost_grad)
+        solution.work.include(first.work)
         return model.readout(solution.value.z), solution
 
 
