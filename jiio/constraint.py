@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -92,52 +93,59 @@ class Box(Constraint):
 
     def project(self, x: Tensor) -> Tensor:
         """x clipped."""
-        lower, upper = self.bounds(x)
-        return torch.minimum(torch.maximum(x, lower), upper)
+        return clip(x, *self.bounds(x))
 
     def select(self, rows: Tensor) -> Box:
         """Rows of per-sample bounds."""
         return Box(rows_of(self.lower, rows), rows_of(self.upper, rows))
 
 
-def _require_radius(center: Tensor, radius: float | Tensor) -> None:
-    sizes = torch.as_tensor(radius)
-    if not bool((sizes > 0).all()):
-        raise ValueError(f"a ball needs a positive radius, got {radius}")
-    if sizes.dim() > 1 or (sizes.dim() and len(center) > 1 and len(sizes) not in (1, len(center))):
-        raise ValueError(f"radius of shape {tuple(sizes.shape)} does not fit center of shape {tuple(center.shape)}")
-
-
-def radius_of(radius: float | Tensor, x: Tensor) -> Tensor:
-    sizes = like(radius, x)
-    if sizes.dim() and len(sizes) not in (1, len(x)):
-        raise ValueError(f"radius of shape {tuple(sizes.shape)} does not fit x of shape {tuple(x.shape)}")
-    return sizes.expand(len(x))
-
-
 @dataclass(frozen=True)
-class L2Ball(Constraint):
-    """|x - center|_2 <= radius; center (batch or 1, ...), radius a number or (batch,).
-
-    >>> L2Ball(torch.zeros(1, 2), 1.0).project(torch.tensor([[3.0, 4.0]]))
-    tensor([[0.6000, 0.8000]])
-    """
+class _Ball(Constraint):
+    """Points within `radius` of `center` in some norm; center (batch or 1, ...), radius a number or (batch,)."""
 
     center: Tensor = field(repr=False)
     radius: float | Tensor
 
     def __post_init__(self) -> None:
-        _require_radius(self.center, self.radius)
+        sizes = torch.as_tensor(self.radius)
+        if not bool((sizes > 0).all()):
+            raise ValueError(f"a ball needs a positive radius, got {self.radius}")
+        samples = len(self.center)
+        if sizes.dim() > 1 or (sizes.dim() and samples > 1 and len(sizes) not in (1, samples)):
+            raise ValueError(
+                f"radius of shape {tuple(sizes.shape)} does not fit center of shape {tuple(self.center.shape)}"
+            )
 
     @property
     def scale(self) -> float | Tensor:
         """The radius."""
         return self.radius
 
+    def placed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The centre, which broadcasts to x, and the radius of each sample, (batch,); `ValueError` where they do not fit x."""
+        require_shape("center", self.center, x)
+        sizes = like(self.radius, x)
+        if sizes.dim() and len(sizes) not in (1, len(x)):
+            raise ValueError(f"radius of shape {tuple(sizes.shape)} does not fit x of shape {tuple(x.shape)}")
+        return like(self.center, x), sizes.expand(len(x))
+
+    def select(self, rows: Tensor) -> Self:
+        """Rows of centres and radii."""
+        return replace(self, center=rows_of(self.center, rows), radius=rows_of(self.radius, rows))
+
+
+@dataclass(frozen=True)
+class L2Ball(_Ball):
+    """|x - center|_2 <= radius; center (batch or 1, ...), radius a number or (batch,).
+
+    >>> L2Ball(torch.zeros(1, 2), 1.0).project(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+
     def project(self, x: Tensor) -> Tensor:
         """x pulled towards the centre to the sphere."""
-        require_shape("center", self.center, x)
-        center, radius = like(self.center, x), radius_of(self.radius, x)
+        center, radius = self.placed(x)
         offset = x - center
         unit = far_unit(norm(offset.detach()))
         offset = offset / wide(unit, x)
@@ -147,44 +155,23 @@ class L2Ball(Constraint):
         factor = radius / torch.where(outside, size, torch.ones_like(size))
         return torch.where(wide(outside, x), torch.addcmul(center, wide(factor, x), offset), x)
 
-    def select(self, rows: Tensor) -> L2Ball:
-        """Rows of centres and radii."""
-        return L2Ball(rows_of(self.center, rows), rows_of(self.radius, rows))
-
 
 @dataclass(frozen=True)
-class LinfBall(Constraint):
+class LinfBall(_Ball):
     """|x - center|_inf <= radius; center (batch or 1, ...), radius a number or (batch,).
 
     >>> LinfBall(torch.zeros(1, 2), 1.0).project(torch.tensor([[3.0, 0.5]]))
     tensor([[1.0000, 0.5000]])
     """
 
-    center: Tensor = field(repr=False)
-    radius: float | Tensor
-
-    def __post_init__(self) -> None:
-        _require_radius(self.center, self.radius)
-
-    @property
-    def scale(self) -> float | Tensor:
-        """The radius."""
-        return self.radius
-
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same set as a box: lower and upper as tensors that broadcast to x."""
-        require_shape("center", self.center, x)
-        center, radius = like(self.center, x), wide(radius_of(self.radius, x), x)
-        return center - radius, center + radius
+        center, radius = self.placed(x)
+        return center - wide(radius, x), center + wide(radius, x)
 
     def project(self, x: Tensor) -> Tensor:
         """x clipped to the cube."""
-        lower, upper = self.bounds(x)
-        return torch.minimum(torch.maximum(x, lower), upper)
-
-    def select(self, rows: Tensor) -> LinfBall:
-        """Rows of centres and radii."""
-        return LinfBall(rows_of(self.center, rows), rows_of(self.radius, rows))
+        return clip(x, *self.bounds(x))
 
 
 @dataclass(frozen=True)
@@ -220,6 +207,11 @@ class Simplex(Constraint):
     def select(self, rows: Tensor) -> Simplex:
         """Itself."""
         return self
+
+
+def clip(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """x between bounds that broadcast to it."""
+    return torch.minimum(torch.maximum(x, lower), upper)
 
 
 def norm(x: Tensor) -> Tensor:

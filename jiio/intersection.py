@@ -18,12 +18,11 @@ from jiio.constraint import (
     LinfBall,
     Projection,
     Simplex,
+    clip,
     far_unit,
     like,
     norm,
-    radius_of,
     require_batch,
-    require_shape,
 )
 from jiio.tree import wide
 
@@ -147,7 +146,7 @@ def _polyhedron(sets: tuple[Constraint, ...], x: Tensor) -> Projection:
     crossed = (lower > upper).expand_as(x).flatten(1).any(1)
     _refuse_empty(crossed, "a lower bound lies above an upper one")
     if not totals:
-        return lambda v: torch.minimum(torch.maximum(v, lower), upper)
+        return lambda v: clip(v, lower, upper)
     total, low = max(totals), lower.clamp_min(0)
     if len(totals) > 1:
         raise ValueError(f"the sets of an intersection do not meet: simplices of totals {sorted(totals)}")
@@ -161,19 +160,19 @@ def _polyhedron(sets: tuple[Constraint, ...], x: Tensor) -> Projection:
 def _clipped_simplex(x: Tensor, lower: Tensor, upper: Tensor, total: float) -> Tensor:
     """clip(x - threshold, lower, upper) with the threshold that makes the entries sum to `total`."""
 
-    def clip(threshold: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(x - wide(threshold, x), lower), upper)
+    def clipped(threshold: Tensor) -> Tensor:
+        return clip(x - wide(threshold, x), lower, upper)
 
     with torch.no_grad():
         low, high = (x - upper.clamp_max(total)).flatten(1).amin(1), (x - lower).flatten(1).amax(1)
-        threshold = _bisect(lambda t: clip(t).flatten(1).sum(1) < total, low, high)
+        threshold = _bisect(lambda t: clipped(t).flatten(1).sum(1) < total, low, high)
         moved = x - wide(threshold, x)
         free = (moved > lower) & (moved < upper)
     # with the active bounds known the threshold is linear in x: exact, and differentiable
     count = free.flatten(1).sum(1)
-    fixed = torch.where(free, torch.zeros_like(x), clip(threshold)).flatten(1).sum(1)
+    fixed = torch.where(free, torch.zeros_like(x), clipped(threshold)).flatten(1).sum(1)
     exact = (torch.where(free, x, torch.zeros_like(x)).flatten(1).sum(1) + fixed - total) / count.clamp_min(1)
-    return clip(torch.where(count > 0, exact, threshold))
+    return clipped(torch.where(count > 0, exact, threshold))
 
 
 def _inside_ball(ball: L2Ball, project: Projection, x: Tensor, *, box: tuple[Tensor, Tensor] | None) -> Projection:
@@ -183,8 +182,7 @@ def _inside_ball(ball: L2Ball, project: Projection, x: Tensor, *, box: tuple[Ten
     the radius; two Newton steps give s its first and second derivative (implicit function theorem).
     box: the bounds less the centre, flat, where `project` clips to a box that holds the ball's centre.
     """
-    require_shape("center", ball.center, x)
-    center, radius = like(ball.center, x), radius_of(ball.radius, x)
+    center, radius = ball.placed(x)
     with torch.no_grad():
         apart = norm(project(center.expand_as(x)) - center) > radius * (1 + 1e-6)
     _refuse_empty(apart, "the other sets are farther from a ball's centre than its radius")
