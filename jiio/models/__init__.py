@@ -4,7 +4,7 @@ from jiio.models.activation import Activation
 from jiio.models.cell import WellPosedCell
 from jiio.models.classifier import Classifier, ClassifierConfig, classifier
 from jiio.models.context_classifier import ContextClassifier, ContextConfig, context_classifier
-from jiio.models.encoder import Encoder, EncoderConfig, encoder
+from jiio.models.encoder import Encoder, encoder
 from jiio.models.film import FilmInjection
 from jiio.models.generator import Generator, GeneratorConfig, generator
 from jiio.models.image_injection import ImageInjection
@@ -23,7 +23,6 @@ __all__ = [
     "ContextClassifier",
     "ContextConfig",
     "Encoder",
-    "EncoderConfig",
     "FilmInjection",
     "Generator",
     "GeneratorConfig",

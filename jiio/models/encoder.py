@@ -2,63 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from torch import Tensor, nn
 
-from jiio.models.activation import Name
 from jiio.models.classifier import Classifier, ClassifierConfig, classifier
-from jiio.models.config import ScaledConfig
-from jiio.models.injection import Shape
-
-
-@dataclass(frozen=True)
-class EncoderConfig(ScaledConfig):
-    """All that rebuilds an `Encoder` but its weights. `to_dict` and `from_dict` go through JSON.
-
-    latent: entries of the latent.  The rest as in `ClassifierConfig`.
-    """
-
-    image_shape: Shape = (1, 28, 28)
-    latent: int = 32
-    channels: tuple[int, ...] = (32, 64)
-    patch: int = 2
-    cell: Literal["well_posed", "mdeq"] = "well_posed"
-    contraction: float = 0.7
-    limit: float = 6.0
-    activation: Name = "silu"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.latent < 1:
-            raise ValueError(f"an encoder needs a latent of at least 1 entry, got {self.latent}")
-
-    @property
-    def network(self) -> ClassifierConfig:
-        """The equilibrium network with two outputs for each entry of the latent."""
-        return ClassifierConfig(
-            image_shape=self.image_shape,
-            classes=2 * self.latent,
-            channels=self.channels,
-            patch=self.patch,
-            cell=self.cell,
-            contraction=self.contraction,
-            limit=self.limit,
-            activation=self.activation,
-        )
 
 
 class Encoder(nn.Module):
     """images (batch, channels, height, width) in [0, 1] -> (mean, log variance) of the latent, each (batch, latent).
 
-    The network is a `Classifier`'s: image injection, equilibrium, a linear head on all scales. Its solve has the exact
-    gradient, in `eval()` too; `network.tol` and `network.on_failure` are the solve's.
+    The network is a `Classifier` with two outputs in place of classes for each entry of the latent: image injection,
+    equilibrium, a linear head on all scales. Its solve has the exact gradient, in `eval()` too; `network.tol` and
+    `network.on_failure` are the solve's.
     """
 
-    def __init__(self, config: EncoderConfig, network: Classifier):
+    def __init__(self, network: Classifier):
         super().__init__()
-        self.config, self.network = config, network
+        if network.config.classes % 2:
+            raise ValueError(f"an encoder needs two outputs for each entry of the latent, got {network.config.classes}")
+        self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, log variance) of a Gaussian with independent entries."""
@@ -66,12 +27,12 @@ class Encoder(nn.Module):
         return mean, log_variance
 
 
-def encoder(config: EncoderConfig) -> Encoder:
-    """An `Encoder` with fresh weights from torch's global random state.
+def encoder(config: ClassifierConfig) -> Encoder:
+    """An `Encoder` with fresh weights from torch's global random state, `classes` being twice the latent's size.
 
     >>> import torch
-    >>> model = encoder(EncoderConfig(image_shape=(1, 8, 8), latent=3, patch=1, channels=(8, 16)))
+    >>> model = encoder(ClassifierConfig(image_shape=(1, 8, 8), classes=6, patch=1, channels=(8, 16)))
     >>> [tuple(part.shape) for part in model(torch.zeros(2, 1, 8, 8))]
     [(2, 3), (2, 3)]
     """
-    return Encoder(config, classifier(config.network))
+    return Encoder(classifier(config))

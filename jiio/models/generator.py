@@ -48,6 +48,8 @@ class GeneratorConfig(ScaledConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.latent < 1:
+            raise ValueError(f"a generator needs a latent of at least 1 entry, got {self.latent}")
         if not self.readout_gain > 0:
             raise ValueError(f"readout_gain must be positive, got {self.readout_gain}")
 

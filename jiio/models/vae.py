@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jiio.models.encoder import Encoder, EncoderConfig, encoder
+from jiio.models.classifier import ClassifierConfig
+from jiio.models.encoder import Encoder, encoder
 from jiio.models.generator import Generator, GeneratorConfig, generator
 
 
@@ -22,11 +23,11 @@ class VAEConfig(GeneratorConfig):
     encoder_contraction: float = 0.7
 
     @property
-    def encoder(self) -> EncoderConfig:
+    def encoder(self) -> ClassifierConfig:
         """The encoder's configuration."""
-        return EncoderConfig(
+        return ClassifierConfig(
             image_shape=self.image_shape,
-            latent=self.latent,
+            classes=2 * self.latent,
             channels=self.encoder_channels,
             patch=self.patch,
             cell=self.cell,

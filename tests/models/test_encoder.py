@@ -7,15 +7,15 @@ import json
 import pytest
 import torch
 
-from jiio.models import EncoderConfig, VAEConfig, encoder, vae
+from jiio.models import ClassifierConfig, VAEConfig, encoder, vae
 
-SMALL = EncoderConfig(image_shape=(1, 8, 8), latent=3, channels=(4, 6), patch=1)
+SMALL = ClassifierConfig(image_shape=(1, 8, 8), classes=6, channels=(4, 6), patch=1)
 
 
 @pytest.mark.parametrize("cell", ["well_posed", "mdeq"])
 def test_mean_and_log_variance_have_a_row_for_each_image(cell) -> None:
     torch.manual_seed(0)
-    model = encoder(EncoderConfig(image_shape=(3, 16, 16), latent=5, channels=(8, 16), cell=cell))
+    model = encoder(ClassifierConfig(image_shape=(3, 16, 16), classes=10, channels=(8, 16), cell=cell))
     model.network.on_failure = "ignore"
     mean, log_variance = model(torch.rand(4, 3, 16, 16))
     assert mean.shape == log_variance.shape == (4, 5)
@@ -52,11 +52,10 @@ def test_codes_of_images_do_not_depend_on_their_batch() -> None:
 
 
 def test_configurations_survive_json() -> None:
-    assert EncoderConfig.from_dict(json.loads(json.dumps(SMALL.to_dict()))) == SMALL
     config = VAEConfig(image_shape=(3, 32, 32), channels=(8, 16, 32), encoder_channels=(8, 16))
     again = VAEConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
-    assert again.encoder.channels == (8, 16) and again.encoder.latent == again.latent
+    assert again.encoder.channels == (8, 16) and again.encoder.classes == 2 * again.latent
 
 
 def test_an_autoencoder_is_rebuilt_from_json_and_its_weights() -> None:
@@ -72,6 +71,8 @@ def test_an_autoencoder_is_rebuilt_from_json_and_its_weights() -> None:
 
 def test_impossible_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="latent of at least 1"):
-        EncoderConfig(latent=0)
+        VAEConfig(latent=0)
+    with pytest.raises(ValueError, match="two outputs for each entry"):
+        encoder(ClassifierConfig(classes=3))
     with pytest.raises(ValueError, match="does not divide"):
-        EncoderConfig(image_shape=(1, 9, 9))
+        _ = VAEConfig(image_shape=(1, 16, 16), encoder_channels=(4, 8, 16, 32, 64)).encoder
