@@ -98,7 +98,4 @@ def classifier(config: ClassifierConfig) -> Classifier:
     injection = ImageInjection(
         config.image_shape, config.shapes, patch=config.patch, limit=config.limit, activation=activation
     )
-    if config.cell == "mdeq":
-        return Classifier(config, MDEQ(injection, channels=config.channels))
-    cell = WellPosedCell(injection, channels=config.channels, contraction=config.contraction, activation=activation)
-    return Classifier(config, cell)
+    return Classifier(config, config.build_cell(injection))

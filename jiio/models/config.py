@@ -1,4 +1,4 @@
-"""What the configurations of all models share: scales that fit the image, and the way through JSON."""
+"""What the configurations of all models share: scales that fit the image, the cell, and the way through JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, Self
 
-from jiio.models.injection import Shape
+from jiio.models.activation import Activation, Name
+from jiio.models.cell import WellPosedCell
+from jiio.models.injection import Injection, Shape
+from jiio.models.mdeq import MDEQ
 
 
 class ScaledConfig:
@@ -17,6 +20,8 @@ class ScaledConfig:
     channels: tuple[int, ...]
     patch: int
     cell: Literal["well_posed", "mdeq"]
+    contraction: float
+    activation: Name
 
     def __post_init__(self) -> None:
         divisor = self.patch * 2 ** (len(self.channels) - 1)
@@ -40,6 +45,17 @@ class ScaledConfig:
         height, width = self.sides
         sides = [(height // (self.patch << s), width // (self.patch << s)) for s in range(len(self.channels))]
         return tuple((count, *side) for count, side in zip(self.channels, sides, strict=True))
+
+    def build_cell(self, injection: Injection) -> WellPosedCell | MDEQ:
+        """The cell with fresh weights, x entering by `injection`."""
+        if self.cell == "mdeq":
+            return MDEQ(injection, channels=self.channels)
+        return WellPosedCell(
+            injection,
+            channels=self.channels,
+            contraction=self.contraction,
+            activation=Activation(self.activation),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -11,12 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jiio.models import layout
-from jiio.models.activation import Activation, Name
-from jiio.models.cell import WellPosedCell
+from jiio.models.activation import Name
 from jiio.models.config import ScaledConfig
 from jiio.models.film import FilmInjection
 from jiio.models.injection import Maps, Shape
-from jiio.models.mdeq import MDEQ
 from jiio.models.stem import Stem
 
 
@@ -68,16 +66,8 @@ class ContextClassifier(nn.Module):
     def __init__(self, config: ContextConfig):
         super().__init__()
         self.config = config
-        activation = Activation(config.activation)
         self.injection = Stem((config.image_shape[0], *config.sides), config.shapes, width=config.width)
-        film = FilmInjection(config.channels, size=config.film)
-        self.equilibrium: WellPosedCell | MDEQ
-        if config.cell == "mdeq":
-            self.equilibrium = MDEQ(film, channels=config.channels)
-        else:
-            self.equilibrium = WellPosedCell(
-                film, channels=config.channels, contraction=config.contraction, activation=activation
-            )
+        self.equilibrium = config.build_cell(FilmInjection(config.channels, size=config.film))
         _, height, width = config.shapes[-1]
         self.head = nn.Linear(sum(config.channels) * height * width, config.features)
         self.sharpness = nn.Parameter(torch.tensor(0.0))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jiio.models import layout
-from jiio.models.activation import Activation, Name
+from jiio.models.activation import Name
 from jiio.models.cell import Cell, WellPosedCell
 from jiio.models.config import ScaledConfig
 from jiio.models.injection import LatentInjection, Maps, Shape
@@ -167,8 +167,4 @@ def generator(config: GeneratorConfig) -> Generator:
     ((32, 14, 14), (64, 7, 7))
     """
     injection = LatentInjection(config.latent, config.shapes, driven=config.driven, unit_gain=config.unit_gain)
-    if config.cell == "mdeq":
-        return Generator(config, MDEQ(injection, channels=config.channels))
-    activation = Activation(config.activation)
-    cell = WellPosedCell(injection, channels=config.channels, contraction=config.contraction, activation=activation)
-    return Generator(config, cell)
+    return Generator(config, config.build_cell(injection))
