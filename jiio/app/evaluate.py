@@ -43,10 +43,9 @@ class Quality:
     images: int = 0
 
     @classmethod
-    def of(cls, images: Tensor, truth: Tensor, inside: Tensor | None = None, *, clip: bool = True) -> Quality:
-        """The error where `inside` is 1 (everywhere without it), the SSIM of whole images, which are the truth elsewhere. A
-        measurement's error is not clipped: its noise is what it is."""
-        error, entries = squared_error(images, truth, inside) if clip else _raw_error(images, truth, inside)
+    def of(cls, images: Tensor, truth: Tensor, inside: Tensor | None = None) -> Quality:
+        """The error where `inside` is 1 (everywhere without it), the SSIM of whole images, which are the truth elsewhere."""
+        error, entries = squared_error(images, truth, inside)
         whole = images if inside is None else torch.where(inside > 0, images, truth)
         return cls(error, entries, float(ssim(whole, truth).double().sum()), len(images))
 
@@ -73,10 +72,7 @@ class Quality:
 class Figures:
     """Sums over batches of solves."""
 
-    error: float = 0.0
-    entries: float = 0.0
-    similarity: float = 0.0
-    samples: int = 0
+    quality: Quality = Quality()
     converged: int = 0
     evaluations: int = 0
     seconds: float = 0.0
@@ -84,10 +80,7 @@ class Figures:
     def add(self, quality: Quality, solution: Solution[State], seconds: float) -> Figures:
         """With one more batch."""
         return Figures(
-            self.error + quality.error,
-            self.entries + quality.entries,
-            self.similarity + quality.similarity,
-            self.samples + len(solution.status),
+            self.quality + quality,
             self.converged + int(solution.converged.sum()),
             self.evaluations + solution.work.f + solution.work.vjp,
             self.seconds + seconds,
@@ -95,11 +88,12 @@ class Figures:
 
     def summary(self) -> dict[str, float]:
         """PSNR in dB, SSIM, share converged, evaluations (f and VJPs) a sample, seconds in all."""
+        images = self.quality.images
         return {
-            "psnr": decibel(self.error / self.entries),
-            "ssim": self.similarity / self.samples,
-            "converged": self.converged / self.samples,
-            "evaluations": self.evaluations / self.samples,
+            "psnr": self.quality.psnr,
+            "ssim": self.quality.ssim,
+            "converged": self.converged / images,
+            "evaluations": self.evaluations / images,
             "seconds": self.seconds,
         }
 
@@ -158,7 +152,7 @@ def reconstruct_all(
             model, on_device, prior=prior, latent=first, max_steps=max_steps, on_failure="ignore"
         )
         parts.append(found.cpu())
-        figures = figures.add(Quality.of(parts[-1], batch), solution, time.perf_counter() - began)
+        figures = figures.add(Quality.of(parts[-1].clamp(0, 1), batch), solution, time.perf_counter() - began)
         if watch:
             watch(len(batch))
     return torch.cat(parts), figures.summary()
@@ -179,15 +173,15 @@ def evaluate_damage(
         began = time.perf_counter()
         found, solution = restore(model, on_device, on_failure="ignore")
         seconds = time.perf_counter() - began
-        joint = joint.add(Quality.of(found.cpu(), batch, inside), solution, seconds)
+        joint = joint.add(Quality.of(found.cpu().clamp(0, 1), batch, inside), solution, seconds)
         in_range, posterior = baseline.restore(measurement)
+        sums["damaged"] += Quality.of(enlarged(measurement), batch, inside)  # its noise is what it is: not clipped
         for key, value in (
-            ("damaged", enlarged(measurement)),
             ("posterior", posterior_mean(model, found, on_device).cpu()),
             ("baseline", in_range),
             ("baseline_posterior", posterior),
         ):
-            sums[key] += Quality.of(value, batch, inside, clip=key != "damaged")
+            sums[key] += Quality.of(value.clamp(0, 1), batch, inside)
         if watch:
             watch(len(batch))
     summary = joint.summary()
@@ -209,12 +203,6 @@ def enlarged(measurement: Measurement) -> Tensor:
 def unknown(measurement: Measurement) -> Tensor | None:
     """Where a hole's PSNR is measured: its pixels; everywhere for other damages."""
     return 1 - measurement.parameters[0] if isinstance(measurement.operator, Hole) else None
-
-
-def _raw_error(images: Tensor, truth: Tensor, mask: Tensor | None) -> tuple[float, float]:
-    error = (images - truth).double().square()
-    weight = torch.ones_like(error) if mask is None else mask.to(error).expand_as(error)
-    return float((error * weight).sum()), float(weight.sum())
 
 
 def over_seeds(results: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

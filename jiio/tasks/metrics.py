@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def squared_error(images: Tensor, truth: Tensor, mask: Tensor | None = None) -> tuple[float, float]:
-    """(sum of squared errors of the clipped images, number of entries), where `mask` (broadcast) is 1."""
-    error = (images.clamp(0, 1) - truth).double().square()
+    """(sum of squared errors, number of entries), where `mask` (broadcast) is 1."""
+    error = (images - truth).double().square()
     weight = torch.ones_like(error) if mask is None else mask.to(error).expand_as(error)
     return float((error * weight).sum()), float(weight.sum())
 
@@ -22,7 +22,7 @@ def psnr(images: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
     >>> round(psnr(torch.full((1, 1, 2, 2), 0.9), torch.ones(1, 1, 2, 2)), 3)
     20.0
     """
-    total, count = squared_error(images, truth, mask)
+    total, count = squared_error(images.clamp(0, 1), truth, mask)
     return decibel(total / count)
 
 
