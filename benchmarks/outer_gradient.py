@@ -11,7 +11,6 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import tyro
 from torch import Tensor
 
 from jiio.app.evaluate_meta import TASKS
-from jiio.app.progress import images_bar
+from jiio.app.progress import Count, images_bar
 from jiio.app.run_folder import write_json
 from jiio.app.table import show, with_interval
 from jiio.app.train_meta import Trainer, Training, make_trainer
@@ -74,9 +73,7 @@ def main(options: Options) -> None:
         write_json(options.json, {"options": {**vars(options), "json": str(options.json)}, "rows": rows} | versions)
 
 
-def measured(
-    options: Options, test: Tensor, seed: int, gradient: Gradient, done: Callable[[int], None]
-) -> dict[str, Any]:
+def measured(options: Options, test: Tensor, seed: int, gradient: Gradient, done: Count) -> dict[str, Any]:
     """One training, and what came of it."""
     training = Training(gradient=gradient, train_ways=options.train_ways, steps=options.steps, seed=seed)
     trainer, _ = make_trainer(options.data, training, data_dir=options.data_dir)

@@ -10,6 +10,7 @@ from typing import Any
 
 from jiio.app import compare
 from jiio.app.methods import Method
+from jiio.app.progress import Stage
 from jiio.fixed_point import CHECK_EVERY
 from jiio.input_memory import InputMemory
 from jiio.joint import JointMap
@@ -22,7 +23,6 @@ STEPS = 120  # of a method at most
 TUNING_STEPS = 60
 REFERENCE_STEPS = 600  # of the long runs behind a best known cost
 Settings = dict[str, Method]
-Watch = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Case:
     long: Callable[[Batch], Sequence[Method]]
 
 
-def find_reference(case: Case, watch: Watch) -> dict[str, Any]:
+def find_reference(case: Case, watch: Stage) -> dict[str, Any]:
     """What a comparison rests on: the best known `cost` of the measured batch, and the `settings` chosen for each method."""
     watch(f"{case.problem}: the best known cost, by long runs")
     return {"cost": reference_cost(case, case.measured), "settings": tuned(case, {}, watch)}
 
 
-def tuned(case: Case, known: dict[str, str], watch: Watch) -> dict[str, str]:
+def tuned(case: Case, known: dict[str, str], watch: Stage) -> dict[str, str]:
     """`known` settings, and those of every other method, chosen on the tuning batch with the same budget for each."""
     settings, goal = dict(known), None
     for name, found in case.contenders(case.tuning).items():
@@ -73,7 +73,7 @@ def tuned(case: Case, known: dict[str, str], watch: Watch) -> dict[str, str]:
     return settings
 
 
-def run_case(case: Case, *, reference: dict[str, Any], repeats: int, watch: Watch) -> dict[str, Any]:
+def run_case(case: Case, *, reference: dict[str, Any], repeats: int, watch: Stage) -> dict[str, Any]:
     """Rows of every method to every target, work and time over those of the joint solve, and the cost of a joint step."""
     cost, settings = reference["cost"], tuned(case, reference["settings"], watch)
     methods = {name: found[settings[name]] for name, found in case.contenders(case.measured).items()}

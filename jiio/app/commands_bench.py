@@ -15,6 +15,7 @@ from jiio.app.bench import Case, find_reference, run_case
 from jiio.app.bench_cases import adaptation_case, attack_case, generator_cases
 from jiio.app.commands import WithData, as_generator, characters_of, images_of, open_model
 from jiio.app.commands_classifier import labelled, threat_of
+from jiio.app.progress import stages
 from jiio.app.run_folder import UserError, user_input, write_json
 from jiio.app.table import console
 from jiio.load import REFERENCE, find_run, packaged, read_reference
@@ -65,12 +66,10 @@ def bench(options: Bench) -> dict[str, Any]:
         kept = read_reference(folder)
         for case in cases(run, options):
             case = restricted(case, options.only)
-            with console.status(case.problem) as status:
+            with stages(f"{case.problem}, {case.model}") as watch:
                 if options.keep_reference or case.problem not in kept:
-                    kept[case.problem] = find_reference(case, status.update)
-                results.append(
-                    run_case(case, reference=kept[case.problem], repeats=options.repeats, watch=status.update)
-                )
+                    kept[case.problem] = find_reference(case, watch)
+                results.append(run_case(case, reference=kept[case.problem], repeats=options.repeats, watch=watch))
             show_result(results[-1])
         if options.keep_reference:
             write_json(folder / REFERENCE, kept)

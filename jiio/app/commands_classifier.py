@@ -13,6 +13,7 @@ from torch import Tensor
 
 from jiio.app.commands import Common, Train, WithData, open_model, own_run, text
 from jiio.app.launch import team_of, train
+from jiio.app.progress import stages
 from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.app.table import console
 from jiio.app.train_classifier import RADII, Attacker, Training, default_folder, make_trainer
@@ -142,11 +143,11 @@ def audit_run(options: AuditRun) -> dict[str, Any]:
     model.tol, model.on_failure = 1e-3, "ignore"
     images, labels = labelled(config, "test", options.data_dir)
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: options.images]
-    with console.status("another model") as status:
+    with stages("another model") as watch:
         other = surrogate(*labelled(config, "train", options.data_dir), seed=options.seed).to(options.device)
         found = audit(
             model, images[rows].to(options.device), labels[rows].to(options.device), threat_of(config, options.radius),
-            other=other, watch=status.update,
+            other=other, watch=watch,
         )  # fmt: skip
     show_audit(found)
     result = asdict(found)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jiio.app import compare, evaluate, methods
-from jiio.app.progress import steps_bar
+from jiio.app.progress import stages, steps_bar
 from jiio.app.run_folder import RunFolder
 from jiio.app.table import console
 from jiio.app.train_generation import Trainer, Training, default_config
@@ -44,13 +44,14 @@ def demo(folder: Path, *, seed: int = 0, steps: int) -> dict[str, Any]:
         "seeds": list(SEEDS),
         "training": asdict(training) | {"seconds": time.perf_counter() - began},
         "pca_psnr": psnr(baseline.reconstruct(test), test),
-        "reconstruction": evaluate.evaluate_reconstruction(model, test, max_steps=300, prior=training.prior),
     }
-    for name in evaluate.DAMAGES:
-        with console.status(f"restoring {len(test)} test images: {name}"):
+    with stages("reconstructing") as watch:
+        report["reconstruction"] = evaluate.evaluate_reconstruction(model, test, max_steps=300, prior=training.prior)
+        for name in evaluate.DAMAGES:
+            watch(f"restoring {len(test)} test images: {name}")
             results = [evaluate.evaluate_damage(model, baseline, test, name, seed=s) for s in SEEDS]
-        report[name] = evaluate.over_seeds(results)
-    with console.status("comparing with nested optimisation"):
+            report[name] = evaluate.over_seeds(results)
+        watch("comparing with nested optimisation")
         report["speed"] = speed(model, train, test, prior=training.prior)
     report["seconds"] = time.perf_counter() - began
     RunFolder(folder).write_json("report.json", report)

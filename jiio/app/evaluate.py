@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 from jiio.app.features import Features
 from jiio.app.figure import image_grid
 from jiio.app.frechet import frechet_figures, show_frechet
+from jiio.app.progress import Count
 from jiio.app.restore import to_device
 from jiio.app.table import counted, show, with_interval
 from jiio.models import Generator
@@ -98,12 +99,9 @@ class Figures:
         }
 
 
-Watch = Callable[[int], None]
-
-
 def evaluate(
     model: Generator, train: Tensor, test: Tensor, *, prior: float = PRIOR, draws: int = 3,
-    damages: Sequence[str] = DAMAGES, features: Features | None = None, seed: int = 0, watch: Watch | None = None,
+    damages: Sequence[str] = DAMAGES, features: Features | None = None, seed: int = 0, watch: Count | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Reconstruction at several budgets of steps, Frechet distances of reconstructions and of samples drawn by `seed` on
     `features`, every damage over `draws` draws, PCA and probabilistic PCA fitted on `train`; `watch` is told of every batch
@@ -132,7 +130,7 @@ def evaluated_images(images: int, draws: int, damages: Sequence[str] = DAMAGES) 
 
 
 def evaluate_reconstruction(
-    model: Generator, images: Tensor, *, max_steps: int, prior: float = PRIOR, watch: Watch | None = None
+    model: Generator, images: Tensor, *, max_steps: int, prior: float = PRIOR, watch: Count | None = None
 ) -> dict[str, float]:
     """PSNR of reconstructions after `max_steps` joint steps (z re-solved where it lags), and whether they converged."""
     return reconstruct_all(model, images, max_steps=max_steps, prior=prior, watch=watch)[1]
@@ -140,7 +138,7 @@ def evaluate_reconstruction(
 
 def reconstruct_all(
     model: Generator, images: Tensor, *, max_steps: int, prior: float = PRIOR, latent: Tensor | None = None,
-    watch: Watch | None = None,
+    watch: Count | None = None,
 ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
     """(reconstructions from the model's guess or from `latent`, figures as `evaluate_reconstruction` gives them)."""
     figures, parts = Figures(), []
@@ -159,7 +157,7 @@ def reconstruct_all(
 
 
 def evaluate_damage(
-    model: Generator, baseline: PPCA, images: Tensor, name: str, *, seed: int, watch: Watch | None = None
+    model: Generator, baseline: PPCA, images: Tensor, name: str, *, seed: int, watch: Count | None = None
 ) -> dict[str, float]:
     """One damage on all images: PSNR and SSIM damaged, restored in the generator's range, as its posterior mean, and of the
     baseline in both ways; share converged, evaluations, seconds. PSNR inside the hole for a hole."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jiio.app.progress import Count
 from jiio.app.restore import device_of
 from jiio.app.table import console, show
 from jiio.models import Classifier
@@ -29,7 +30,6 @@ OWN: dict[str, Method] = {
     "joint, 5 restarts": JointAttack(restarts=RESTARTS, mirror=-math.inf),
     "PGD-100, cold solves": PGDAttack(steps=100),
 }
-Watch = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def attack_names(threat: Threat) -> list[str]:
 
 
 def evaluate(
-    model: Classifier, images: Tensor, labels: Tensor, threat: Threat, *, watch: Watch | None = None
+    model: Classifier, images: Tensor, labels: Tensor, threat: Threat, *, watch: Count | None = None
 ) -> dict[str, Any]:
     """{clean, robust by attack: {accuracy, low, high, seconds, work}, strongest}; `watch` is told of every image done.
 
@@ -84,7 +84,7 @@ def clean(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _results(
-    model: Classifier, images: Tensor, labels: Tensor, threat: Threat, watch: Watch | None
+    model: Classifier, images: Tensor, labels: Tensor, threat: Threat, watch: Count | None
 ) -> Iterator[tuple[str, Result]]:
     def told(count: int) -> None:
         if watch:
@@ -100,7 +100,7 @@ def _results(
         yield "AutoAttack", _autoattack(model, images, labels, threat, told)
 
 
-def _own(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, method: Method, watch: Watch) -> Result:
+def _own(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, method: Method, watch: Count) -> Result:
     robust, work, began = [], Work(), time.perf_counter()
     for x, y in _batches(images, labels):
         found = attack(model, x, y, threat, method)
@@ -126,7 +126,7 @@ def _foolbox(threat: Threat) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _others(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, method: Any, watch: Watch) -> Result:
+def _others(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, method: Any, watch: Count) -> Result:
     """A foolbox attack: robust where the input that it returns within the radius is classified right."""
     foolbox: Any = import_module("foolbox")
     bounds = (threat.low, threat.high)
@@ -144,7 +144,7 @@ def _others(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, m
     return Result(torch.cat(robust), time.perf_counter() - began, distance=distance)
 
 
-def _autoattack(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, watch: Watch) -> Result:
+def _autoattack(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, watch: Count) -> Result:
     autoattack: Any = import_module("autoattack")
     norm = "L2" if threat.norm == "l2" else "Linf"
     adversary = autoattack.AutoAttack(model, norm=norm, eps=threat.radius, version="standard", verbose=False)

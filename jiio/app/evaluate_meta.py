@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from jiio.app.progress import Count
 from jiio.app.table import show, with_interval
 from jiio.data.episodes import Episodes
 from jiio.models import ContextClassifier
@@ -22,12 +22,11 @@ STEPS = 100
 NESTED_TASKS = 50  # of the baseline, ten times as dear, whose vectors and hence answers are the same
 METHODS = ("joint", "nested", "unrolled", "prototypes")
 SETTINGS = ((5, 1), (5, 5), (20, 1))
-Watch = Callable[[int], None]
 
 
 def evaluate(
     model: ContextClassifier, images: torch.Tensor, *, tasks: int, prior: float = PRIOR, seed: int = 0,
-    watch: Watch | None = None,
+    watch: Count | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """{"5way-1shot": {joint, nested, unrolled, prototypes: {accuracy: {mean, low, high}, ...}}, ...} on tasks from `images`
     (characters, drawings, ...); `watch` is told of every task done (`evaluated_tasks` in all)."""
@@ -60,7 +59,7 @@ def _tasks(method: str, tasks: int) -> int:
     return min(tasks, NESTED_TASKS) if method == "nested" else tasks
 
 
-def _accuracy(loss: MetaLoss | UnrolledLoss, episodes: Episodes, tasks: int, watch: Watch | None) -> dict[str, Any]:
+def _accuracy(loss: MetaLoss | UnrolledLoss, episodes: Episodes, tasks: int, watch: Count | None) -> dict[str, Any]:
     right: list[float] = []
     converged, support, seconds, work = 0, 0.0, 0.0, 0
     for first in range(0, tasks, TASKS):

@@ -11,7 +11,6 @@ from torch import Tensor
 from jiio.app.evaluate import (
     BUDGETS,
     DAMAGES,
-    Watch,
     evaluate_damage,
     over_seeds,
     reconstruct_all,
@@ -19,6 +18,7 @@ from jiio.app.evaluate import (
 )
 from jiio.app.features import Features
 from jiio.app.frechet import frechet_figures, show_frechet
+from jiio.app.progress import Count
 from jiio.app.table import counted, show
 from jiio.models import VAE
 from jiio.tasks.latent_model import density
@@ -31,7 +31,7 @@ STARTS = ("encoder", "mean")
 
 def evaluate(
     model: VAE, train: Tensor, test: Tensor, *, draws: int = 3, damages: Sequence[str] = DAMAGES,
-    features: Features | None = None, seed: int = 0, watch: Watch | None = None,
+    features: Features | None = None, seed: int = 0, watch: Count | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Reconstruction by the encoder's mean, and by the joint solve from there and from the mean of all latents, Frechet
     distances on `features` of its reconstructions and samples, every damage over `draws` draws, PCA; `watch` is told of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -160,7 +160,7 @@ def run_training(
     checkpoint_every: int = 200,
     log_every: int = 10,
     watches: Sequence[Watch] = (),
-) -> Iterator[Figures]:
+) -> Generator[Figures]:
     """Train to the end, yielding the figures of every step; checkpoints on the way and when interrupted.
 
     An interrupt waits for the end of the step, so that what is saved is the state after a whole number of steps. The

@@ -47,7 +47,7 @@ class Audit:
 
 def audit(
     model: ImageModel, images: Tensor, labels: Tensor, threat: Threat, *, other: Logits,
-    watch: Callable[[str], None] = lambda name: None,
+    watch: Callable[[str], object] = lambda name: None,
 ) -> Audit:  # fmt: skip
     """Every check on `images` (batch, channels, height, width) of classes `labels`; `other` gives logits of another model.
 
