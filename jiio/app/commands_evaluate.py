@@ -140,16 +140,10 @@ def _evaluate_classifier(options: Evaluate, folder: Path, model: Classifier, con
     images, labels = labelled(config, "test", options.data_dir)
     rows = _chosen(options, len(images))
     threat = threat_of(config, options.radius)
-    names = evaluate_classifier.attack_names(threat)
-    # attacks are dear and clean answers cheap: a few hundred images can be a whole point off
-    right = evaluate_classifier.clean(model, images, labels)
-    whole = evaluate_classifier.wilson(right) | {"images": len(right)}
-    with images_bar(f"{len(names)} attacks", total=len(rows) * len(names)) as watch:
-        report = evaluate_classifier.evaluate(
-            model, images[rows].to(options.device), labels[rows].to(options.device), threat, watch=watch
-        )
-    known = {"data": config["data"], "training_seconds": training_seconds(folder), "clean_all": whole}
-    report = known | report
+    count = len(evaluate_classifier.attacks(model, threat))
+    with images_bar(f"{count} attacks", total=len(rows) * count) as watch:
+        report = evaluate_classifier.evaluate(model, images, labels, threat, rows=rows, watch=watch)
+    report = {"data": config["data"], "training_seconds": training_seconds(folder)} | report
     evaluate_classifier.show_report(report)
     if own_run(folder):
         console.print(f"wrote {RunFolder(folder).write_json('report.json', report)}")

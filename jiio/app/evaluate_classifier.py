@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -43,64 +44,54 @@ class Result:
     distance: float | None = None
 
 
-def attack_names(threat: Threat) -> list[str]:
-    """All attacks of an evaluation on this machine."""
-    return [
-        *OWN,
-        *(_foolbox(threat) if find_spec("foolbox") else {}),
-        *(["AutoAttack"] if find_spec("autoattack") else []),
-    ]
+Run = Callable[[Tensor, Tensor, Count], Result]  # of images and their labels
 
 
 def evaluate(
-    model: Classifier, images: Tensor, labels: Tensor, threat: Threat, *, watch: Count | None = None
-) -> dict[str, Any]:
-    """{clean, robust by attack: {accuracy, low, high, seconds, work}, strongest}; `watch` is told of every image done.
+    model: Classifier, images: Tensor, labels: Tensor, threat: Threat, *, rows: Tensor | None = None,
+    watch: Count = lambda images: None,
+) -> dict[str, Any]:  # fmt: skip
+    """{clean_all, clean, attacks by name: {accuracy, low, high, seconds, work}, strongest} of the images `rows` (all
+    otherwise), clean_all of all of them: attacks are dear and clean answers cheap, and a few hundred images can be a whole
+    point off. `watch` is told of every attacked image.
 
     work: f, vjp and cost_grad a sample of the project's own attacks; other people's are timed alone.
     """
-    right = clean(model, images, labels)
-    results = dict(_results(model, images, labels, threat, watch))
-    rows = {name: _row(right & result.robust, result, len(images)) for name, result in results.items()}
-    strongest = right.clone()
-    for result in results.values():
-        strongest &= result.robust
+    model.tol = EVALUATION_TOL
+    every = _right(model, images, labels)
+    rows = torch.arange(len(images)) if rows is None else rows
+    device = device_of(model)
+    right, images, labels = every[rows], images[rows].to(device), labels[rows].to(device)
+    attack(model, images[:1], labels[:1], threat, JointAttack(steps=1))  # what a first call costs is no attack's time
+    results = {name: run(images, labels, watch) for name, run in attacks(model, threat).items()}
     return {
         "images": len(images),
         "threat": {"norm": threat.norm, "radius": threat.radius},
+        "clean_all": wilson(every) | {"images": len(every)},
         "clean": wilson(right),
-        "attacks": rows,
-        "strongest": wilson(strongest),
+        "attacks": {name: _row(right & result.robust, result) for name, result in results.items()},
+        "strongest": wilson(torch.stack([right, *(result.robust for result in results.values())]).all(0)),
     }
 
 
-def clean(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+def attacks(model: Classifier, threat: Threat) -> dict[str, Run]:
+    """All attacks of an evaluation on this machine, by name."""
+    found: dict[str, Run] = {name: partial(_own, model, threat, method) for name, method in OWN.items()}
+    if find_spec("foolbox"):
+        found |= {name: partial(_others, model, threat, method) for name, method in _foolbox(threat).items()}
+    if find_spec("autoattack"):
+        found["AutoAttack"] = partial(_autoattack, model, threat)
+    return found
+
+
+def _right(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
     """Whether each image is classified right, (images,), a batch at a time on the model's device."""
-    model.tol = EVALUATION_TOL
     device = device_of(model)
     with torch.no_grad():
-        parts = [model(x.to(device)).argmax(1) == y.to(device) for x, y in _batches(images, labels)]
-    return torch.cat(parts)
+        return torch.cat([model(x.to(device)).argmax(1) == y.to(device) for x, y in _batches(images, labels)])
 
 
-def _results(
-    model: Classifier, images: Tensor, labels: Tensor, threat: Threat, watch: Count | None
-) -> Iterator[tuple[str, Result]]:
-    def told(count: int) -> None:
-        if watch:
-            watch(count)
-
-    attack(model, images[:1], labels[:1], threat, JointAttack(steps=1))  # what a first call costs is no attack's time
-    for name, method in OWN.items():
-        yield name, _own(model, images, labels, threat, method, told)
-    if find_spec("foolbox"):
-        for name, make in _foolbox(threat).items():
-            yield name, _others(model, images, labels, threat, make(), told)
-    if find_spec("autoattack"):
-        yield "AutoAttack", _autoattack(model, images, labels, threat, told)
-
-
-def _own(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, method: Method, watch: Count) -> Result:
+def _own(model: Classifier, threat: Threat, method: Method, images: Tensor, labels: Tensor, watch: Count) -> Result:
     robust, work, began = [], Work(), time.perf_counter()
     for x, y in _batches(images, labels):
         found = attack(model, x, y, threat, method)
@@ -110,23 +101,23 @@ def _own(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, meth
     return Result(torch.cat(robust), time.perf_counter() - began, work)
 
 
-def _foolbox(threat: Threat) -> dict[str, Callable[[], Any]]:
-    """foolbox's attacks for the threat's norm, as {name: constructor}."""
+def _foolbox(threat: Threat) -> dict[str, Any]:
+    """foolbox's attacks for the threat's norm, by name."""
     attacks: Any = import_module("foolbox.attacks")
     if threat.norm == "linf":
         return {
-            "foolbox PGD, 5 restarts": lambda: attacks.LinfPGD(steps=40).repeat(RESTARTS),
-            "foolbox DeepFool": lambda: attacks.LinfDeepFoolAttack(steps=50),
-            "foolbox FMN": lambda: attacks.LInfFMNAttack(steps=100),
+            "foolbox PGD, 5 restarts": attacks.LinfPGD(steps=40).repeat(RESTARTS),
+            "foolbox DeepFool": attacks.LinfDeepFoolAttack(steps=50),
+            "foolbox FMN": attacks.LInfFMNAttack(steps=100),
         }
     return {
-        "foolbox PGD, 5 restarts": lambda: attacks.L2PGD(steps=40).repeat(RESTARTS),
-        "foolbox DeepFool": lambda: attacks.L2DeepFoolAttack(steps=50),
-        "foolbox FMN": lambda: attacks.L2FMNAttack(steps=100),
+        "foolbox PGD, 5 restarts": attacks.L2PGD(steps=40).repeat(RESTARTS),
+        "foolbox DeepFool": attacks.L2DeepFoolAttack(steps=50),
+        "foolbox FMN": attacks.L2FMNAttack(steps=100),
     }
 
 
-def _others(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, method: Any, watch: Count) -> Result:
+def _others(model: Classifier, threat: Threat, method: Any, images: Tensor, labels: Tensor, watch: Count) -> Result:
     """A foolbox attack: robust where the input that it returns within the radius is classified right."""
     foolbox: Any = import_module("foolbox")
     bounds = (threat.low, threat.high)
@@ -144,14 +135,13 @@ def _others(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, m
     return Result(torch.cat(robust), time.perf_counter() - began, distance=distance)
 
 
-def _autoattack(model: Classifier, images: Tensor, labels: Tensor, threat: Threat, watch: Count) -> Result:
+def _autoattack(model: Classifier, threat: Threat, images: Tensor, labels: Tensor, watch: Count) -> Result:
     autoattack: Any = import_module("autoattack")
     norm = "L2" if threat.norm == "l2" else "Linf"
     adversary = autoattack.AutoAttack(model, norm=norm, eps=threat.radius, version="standard", verbose=False)
     began = time.perf_counter()
     found = adversary.run_standard_evaluation(images, labels, bs=BATCH)
-    with torch.no_grad():
-        robust = torch.cat([model(x).argmax(1) == y for x, y in _batches(found, labels)])
+    robust = _right(model, found, labels)
     watch(len(images))
     return Result(robust, time.perf_counter() - began)
 
@@ -160,8 +150,8 @@ def _batches(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     yield from zip(images.split(BATCH), labels.split(BATCH), strict=True)
 
 
-def _row(robust: Tensor, result: Result, count: int) -> dict[str, Any]:
-    work = None if result.work is None else result.work.each(count)
+def _row(robust: Tensor, result: Result) -> dict[str, Any]:
+    work = None if result.work is None else result.work.each(len(robust))
     return wilson(robust) | {"seconds": result.seconds, "work": work, "median_distance": result.distance}
 
 
@@ -184,10 +174,11 @@ def show_report(report: dict[str, Any]) -> None:
     def percent(row: dict[str, float]) -> str:
         return f"{100 * row['accuracy']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
 
-    lines = [["clean", percent(report["clean"]), "", "", ""]]
-    if "clean_all" in report:
-        whole = report["clean_all"]
-        lines.insert(0, [f"clean, all {whole['images']} images", percent(whole), "", "", ""])
+    whole = report["clean_all"]
+    lines = [
+        [f"clean, all {whole['images']} images", percent(whole), "", "", ""],
+        ["clean", percent(report["clean"]), "", "", ""],
+    ]
     for name, row in report["attacks"].items():
         work = "" if row["work"] is None else f"{row['work']['f']:.0f} + {row['work']['vjp']:.0f}"
         distance = "" if row["median_distance"] is None else f"{row['median_distance']:.2f}"
