@@ -142,7 +142,7 @@ def _evaluate_classifier(options: Evaluate, folder: Path, model: Classifier, con
     threat = threat_of(config, options.radius)
     count = len(evaluate_classifier.attacks(model, threat))
     with images_bar(f"{count} attacks", total=len(rows) * count) as watch:
-        report = evaluate_classifier.evaluate(model, images, labels, threat, rows=rows, watch=watch)
+        report = evaluate_classifier.evaluate(model, images, labels, threat, rows=rows, seed=options.seed, watch=watch)
     report = {"data": config["data"], "training_seconds": training_seconds(folder)} | report
     evaluate_classifier.show_report(report)
     if own_run(folder):

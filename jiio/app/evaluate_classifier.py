@@ -49,7 +49,7 @@ Run = Callable[[Tensor, Tensor, Count], Result]  # of images and their labels
 
 def evaluate(
     model: Classifier, images: Tensor, labels: Tensor, threat: Threat, *, rows: Tensor | None = None,
-    watch: Count = lambda images: None,
+    seed: int = 0, watch: Count = lambda images: None,
 ) -> dict[str, Any]:  # fmt: skip
     """{clean_all, clean, attacks by name: {accuracy, low, high, seconds, work}, strongest} of the images `rows` (all
     otherwise), clean_all of all of them: attacks are dear and clean answers cheap, and a few hundred images can be a whole
@@ -63,7 +63,10 @@ def evaluate(
     device = device_of(model)
     right, images, labels = every[rows], images[rows].to(device), labels[rows].to(device)
     attack(model, images[:1], labels[:1], threat, JointAttack(steps=1))  # what a first call costs is no attack's time
-    results = {name: run(images, labels, watch) for name, run in attacks(model, threat).items()}
+    results: dict[str, Result] = {}
+    for name, run in attacks(model, threat).items():
+        torch.manual_seed(seed)  # other people's attacks draw from torch's global state
+        results[name] = run(images, labels, watch)
     return {
         "images": len(images),
         "threat": {"norm": threat.norm, "radius": threat.radius},

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jiio.app.attack_files import outcome
-from jiio.app.evaluate_classifier import OWN, evaluate
+from jiio.app.evaluate_classifier import OWN, Result, evaluate
 from jiio.app.main import main
 from jiio.app.run_folder import RunFolder
 from jiio.app.train_classifier import Trainer, Training, default_config
@@ -96,6 +96,23 @@ def test_attacks_of_others_work_on_the_model_in_eval_mode(run: Path) -> None:
     others = {name: row["accuracy"] for name, row in report["attacks"].items() if name.startswith("foolbox")}
     assert len(others) == 3
     assert report["attacks"]["joint, 5 restarts"]["accuracy"] <= min(others.values()) + 0.13
+
+
+def test_attacks_that_draw_from_the_global_state_are_seeded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(run)
+    assert isinstance(model, Classifier)
+
+    def drawn(images: torch.Tensor, labels: torch.Tensor, watch: object) -> Result:
+        return Result(torch.rand(len(images)) > 0.5, seconds=0.0)
+
+    monkeypatch.setattr("jiio.app.evaluate_classifier.attacks", lambda model, threat: {"one": drawn, "two": drawn})
+    images, labels = load_images("digits", "test"), load_labels("digits", "test")
+    first, again, other = (
+        evaluate(model, images, labels, Threat("l2", 0.7), rows=torch.arange(50), seed=seed)["attacks"]
+        for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    assert first["one"] == first["two"]
 
 
 @pytest.mark.parametrize("method", OWN.values(), ids=OWN)
