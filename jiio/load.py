@@ -101,6 +101,11 @@ def load(run: str | Path, *, device: str | torch.device = "cpu") -> Model:
     return model.to(device).eval().requires_grad_(False)
 
 
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the model's weights are."""
+    return next(model.parameters()).device
+
+
 def newest_weights(folder: Path) -> Path:
     """The last checkpoint's weights of a run that has not finished."""
     found = sorted((folder / "checkpoints").glob("*.safetensors"))

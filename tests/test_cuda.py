@@ -14,7 +14,6 @@ import torch
 from jiio import Matrix, Problem, Status, Step, gauss_newton, implicit, inverse_of, load, solve, tree
 from jiio.app.evaluate import evaluate_reconstruction
 from jiio.app.main import main
-from jiio.app.restore import to_device
 from jiio.cuda_graph import captured
 from jiio.data import load_images, load_labels
 from jiio.joint import JointMap
@@ -58,7 +57,7 @@ def test_restoration_works_there(name: str) -> None:
     operator, sigma = damage(name)
     for device in ("cpu", "cuda"):
         model = load("digits-generator", device=device)
-        measurement = to_device(measure(operator, digits(), sigma=sigma, seed=0), device)
+        measurement = measure(operator, digits(), sigma=sigma, seed=0).to(device)
         image, solution = restore(model, measurement, on_failure="ignore")
         assert float(solution.converged.float().mean()) > 0.95
         errors[device] = float((image.cpu() - digits()).square().mean())
@@ -81,7 +80,7 @@ def test_gradients_of_trainings_agree() -> None:
 
 def hole(images: torch.Tensor) -> Any:
     operator, sigma = damage("hole")
-    return to_device(measure(operator, images.cpu(), sigma=sigma, seed=0), images.device)
+    return measure(operator, images.cpu(), sigma=sigma, seed=0).to(images.device)
 
 
 def test_implicit_gradient_is_exact_there() -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from jiio import tree
 from jiio.app.bench import Batch, Case, Settings
 from jiio.app.methods import Handover, Joint, Method, Nested, TorchDEQ
-from jiio.app.restore import device_of, to_device
 from jiio.curvature import gauss_newton, inverse_of
 from jiio.data.episodes import Episodes
+from jiio.load import device_of
 from jiio.models import Classifier, ContextClassifier, Generator
 from jiio.optimizer import LBFGS, PGD, Adam
 from jiio.precondition import Matrix, Rule, Scalar
@@ -218,7 +218,7 @@ def holed(model: Generator, images: Tensor, prior: float) -> Batch:
     """Latents of images with a hole under one Gaussian, from the mean of all latents: the first half of a restoration,
     where all methods have the same minimum ahead."""
     operator, sigma = damage("hole")
-    measurement = to_device(measure(operator, images, sigma=sigma, seed=0), device_of(model))
+    measurement = measure(operator, images, sigma=sigma, seed=0).to(device_of(model))
     gaussian = density(model).gaussian()
     with torch.no_grad():
         problem = restoration(model, measurement, gaussian)

@@ -115,7 +115,7 @@ class Restore(Common):
 def restore(options: Restore) -> dict[str, Any]:
     """`jiio restore RUN IMAGE...`."""
     from jiio.app.figure import image_grid
-    from jiio.app.restore import damaged_measurement, given_measurement, read_images, restore_files, to_device
+    from jiio.app.restore import damaged_measurement, given_measurement, read_images, restore_files
 
     if not options.images:
         raise UserError("name at least one image file")
@@ -126,14 +126,13 @@ def restore(options: Restore) -> dict[str, Any]:
     _, model, _ = open_generator(options.run, options.device)
     if not (options.damage or options.mask or options.noise):
         raise UserError("say what is damaged: --mask, --noise or both, or --damage for clean files")
-    device = options.device
     with user_input():
         images = read_images(options.images, model.config.image_shape)
         if options.damage:
             measurement = damaged_measurement(images, options.damage, seed=options.seed)
         else:
             measurement = given_measurement(images, options.mask, options.noise)
-    written, restored, solution = restore_files(model, options.images, to_device(measurement, device), options.output)
+    written, restored, solution = restore_files(model, options.images, measurement.to(options.device), options.output)
     shown = (("clean", images), ("damaged", measurement.y), ("restored", restored))
     rows = [(label, some[:SHOWN], None) for label, some in shown]
     picture = image_grid(rows if options.damage else rows[1:], options.output / "restoration.png")

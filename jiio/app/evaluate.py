@@ -17,8 +17,8 @@ from jiio.app.features import Features
 from jiio.app.figure import image_grid
 from jiio.app.frechet import frechet_figures, show_frechet
 from jiio.app.progress import Count
-from jiio.app.restore import to_device
 from jiio.app.table import counted, show, with_interval
+from jiio.load import device_of
 from jiio.models import Generator
 from jiio.problem import State
 from jiio.solution import Solution
@@ -145,7 +145,7 @@ def reconstruct_all(
     starts = repeat(None) if latent is None else latent.split(BATCH)
     for batch, first in zip(images.split(BATCH), starts, strict=False):
         began = time.perf_counter()
-        on_device = batch.to(model.bias.device)
+        on_device = batch.to(device_of(model))
         found, solution = reconstruct(
             model, on_device, prior=prior, latent=first, max_steps=max_steps, on_failure="ignore"
         )
@@ -167,7 +167,7 @@ def evaluate_damage(
     for first in range(0, len(images), BATCH):
         batch = images[first : first + BATCH]
         measurement = measure(operator, batch, sigma=sigma, ids=range(first, first + len(batch)), seed=seed)
-        inside, on_device = unknown(measurement), to_device(measurement, model.bias.device)
+        inside, on_device = unknown(measurement), measurement.to(device_of(model))
         began = time.perf_counter()
         found, solution = restore(model, on_device, on_failure="ignore")
         seconds = time.perf_counter() - began
@@ -267,7 +267,7 @@ def restoration_picture(
         operator, sigma = damage(name)
         measurement = measure(operator, images, sigma=sigma)
         inside = unknown(measurement)
-        on_device = to_device(measurement, model.bias.device)
+        on_device = measurement.to(device_of(model))
         restored, _ = restore(model, on_device, on_failure="ignore")
         made = {name: enlarged(measurement), "in range": restored.cpu()}
         if inside is None:  # inside a hole it is what is in range

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from jiio.app.progress import Count
-from jiio.app.restore import device_of
 from jiio.app.table import console, show
+from jiio.load import device_of
 from jiio.models import Classifier
 from jiio.solution import Work
 from jiio.tasks.attack import JointAttack, Method, PGDAttack, attack

@@ -20,6 +20,7 @@ from jiio.app.features import Features
 from jiio.app.frechet import frechet_figures, show_frechet
 from jiio.app.progress import Count
 from jiio.app.table import counted, show
+from jiio.load import device_of
 from jiio.models import VAE
 from jiio.tasks.latent_model import density
 from jiio.tasks.metrics import psnr
@@ -41,10 +42,10 @@ def evaluate(
     report["pixel_variance"] = float(model.pixel_variance)
     report["pca_psnr"] = psnr(baseline.reconstruct(test), test)
     # what a first call costs is nobody's time
-    decode(model, encode(model, test[:1].to(model.pixel_variance.device))[0])
+    decode(model, encode(model, test[:1].to(device_of(model)))[0])
     reconstruct_all(model.generator, test[:1], max_steps=1)
     began = time.perf_counter()
-    latent = encode(model, test.to(model.pixel_variance.device))[0]
+    latent = encode(model, test.to(device_of(model)))[0]
     decoded = decode(model, latent).cpu()
     report["encoder"] = {"psnr": psnr(decoded, test), "seconds": time.perf_counter() - began}
     middle = density(model.generator).center().expand_as(latent)

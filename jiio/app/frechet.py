@@ -12,6 +12,7 @@ from jiio.app.features import Features
 from jiio.app.run_folder import user_input
 from jiio.app.sample import Kind, decode, density_of
 from jiio.app.table import console, show
+from jiio.load import device_of
 from jiio.models import Generator
 from jiio.tasks.frechet import BATCH, features_of, frechet_distance
 
@@ -39,7 +40,7 @@ def frechet_figures(
         images[f"samples_{kind}"] = torch.cat([decode(model, latents) for latents in drawn.split(BATCH)])
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
     with user_input():
-        found = {key: features_of(features.extractor, some, device=model.bias.device) for key, some in images.items()}
+        found = {key: features_of(features.extractor, some, device=device_of(model)) for key, some in images.items()}
         real = found.pop("test")
         return (
             {"features": features.name, "dimensions": real.shape[1], "images": len(test)}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jiio.app.run_folder import UserError
 from jiio.data import read_image, write_image
@@ -46,17 +45,6 @@ def damaged_measurement(images: Tensor, name: str, *, seed: int) -> Measurement:
 def output_name(path: Path) -> str:
     """The file that a restored image is written to."""
     return f"{path.stem}-restored.png"
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's weights are."""
-    return next(model.parameters()).device
-
-
-def to_device(measurement: Measurement, device: str | torch.device) -> Measurement:
-    """The measurement on `device`."""
-    parameters = tuple(part.to(device) for part in measurement.parameters)
-    return replace(measurement, y=measurement.y.to(device), parameters=parameters)
 
 
 def given_measurement(images: Tensor, mask: Path | None, noise: float) -> Measurement:

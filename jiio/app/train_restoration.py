@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jiio.app.restore import to_device
 from jiio.app.run_folder import user_input
 from jiio.app.team import Team
 from jiio.app.training import Order, Trainable, chosen
@@ -60,7 +59,7 @@ class RestorationTrainer(Trainable[Generator, RestorationTraining]):
         epoch = self.step // (len(self.images) // self.training.batch)
         seed = self.training.seed * 7919 + epoch
         drawn = measure(self.operator, self.images[rows], sigma=self.sigma, ids=rows.tolist(), seed=seed)
-        return to_device(drawn, self.device)
+        return drawn.to(self.device)
 
     def advance(self) -> dict[str, float]:
         """One optimiser step; the figures that tell whether training is healthy."""

@@ -6,7 +6,7 @@ Images are (batch, channels, height, width) in [0, 1]. Published noise levels ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -191,8 +191,11 @@ class Measurement:
 
     def select(self, rows: Tensor | slice) -> Measurement:
         """The measurement of some samples."""
-        parameters = tuple(part[rows] for part in self.parameters)
-        return Measurement(self.operator, self.y[rows], parameters, self.sigma, self.image_shape)
+        return replace(self, y=self.y[rows], parameters=tuple(part[rows] for part in self.parameters))
+
+    def to(self, device: str | torch.device) -> Measurement:
+        """The measurement on `device`."""
+        return replace(self, y=self.y.to(device), parameters=tuple(part.to(device) for part in self.parameters))
 
 
 def measure(
