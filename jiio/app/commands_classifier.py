@@ -56,7 +56,7 @@ class TrainAdversarial(Train):
 
 
 def train_adversarial(options: TrainAdversarial) -> dict[str, Any]:
-    """`jiio train adversarial`, `jiio attack`, `jiio audit`."""
+    """`jiio train adversarial`."""
     training = Training(
         attack=options.attack,
         attack_steps=options.attack_steps,

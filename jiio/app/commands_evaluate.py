@@ -18,6 +18,7 @@ from jiio.app.table import console
 from jiio.models import VAE, Classifier, ContextClassifier, Generator
 from jiio.tasks.generation import PRIOR
 from jiio.tasks.measurement import EVALUATED, damage
+from jiio.tasks.ppca import PPCA
 
 Positional = tyro.conf.Positional
 
@@ -73,23 +74,22 @@ def _chosen(options: Evaluate, count: int) -> torch.Tensor:
 
 def _evaluate_generator(options: Evaluate, folder: Path, model: Generator, config: dict[str, Any]) -> dict[str, Any]:
     from jiio.app import evaluate as evaluation
-    from jiio.tasks.ppca import PPCA
 
     train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
     test, prior = test[_chosen(options, len(test))], config.get("training", {}).get("prior", PRIOR)
     damages = _damages(options, model)
     extractor = _features(options, config, images=len(test))
+    baseline = PPCA.fit(train, model.config.latent)
     total = evaluation.evaluated_images(len(test), options.draws, damages)
     with images_bar("evaluating", total=total) as watch:
         figures = evaluation.evaluate(
-            model, train, test, prior=prior, draws=options.draws, damages=damages, features=extractor,
+            model, baseline, test, prior=prior, draws=options.draws, damages=damages, features=extractor,
             seed=options.seed, watch=watch,
         )  # fmt: skip
     report = {"data": config["data"]} | figures
     evaluation.show_report(report)
     if own_run(folder):
         path = RunFolder(folder).write_json("report.json", report)
-        baseline = PPCA.fit(train, model.config.latent)
         picture = evaluation.restoration_picture(
             model, baseline, test[:SHOWN], folder / "restoration.png", damages=damages
         )
@@ -105,8 +105,9 @@ def _evaluate_vae(options: Evaluate, folder: Path, model: VAE, config: dict[str,
     extractor = _features(options, config, images=len(test))
     with images_bar("evaluating", total=evaluate_vae.evaluated_images(len(test), options.draws, damages)) as watch:
         figures = evaluate_vae.evaluate(
-            model, train, test, draws=options.draws, damages=damages, features=extractor, seed=options.seed, watch=watch
-        )
+            model, PPCA.fit(train, model.config.latent), test, draws=options.draws, damages=damages, features=extractor,
+            seed=options.seed, watch=watch,
+        )  # fmt: skip
     report = {"data": config["data"], "training_seconds": training_seconds(folder)} | figures
     evaluate_vae.show_report(report, damages)
     if own_run(folder):

@@ -100,13 +100,13 @@ class Figures:
 
 
 def evaluate(
-    model: Generator, train: Tensor, test: Tensor, *, prior: float = PRIOR, draws: int = 3,
+    model: Generator, baseline: PPCA, test: Tensor, *, prior: float = PRIOR, draws: int = 3,
     damages: Sequence[str] = DAMAGES, features: Features | None = None, seed: int = 0, watch: Count | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Reconstruction at several budgets of steps, Frechet distances of reconstructions and of samples drawn by `seed` on
-    `features`, every damage over `draws` draws, PCA and probabilistic PCA fitted on `train`; `watch` is told of every batch
+    `features`, every damage over `draws` draws, PCA and probabilistic PCA by `baseline`; `watch` is told of every batch
     done (`evaluated_images` in all)."""
-    baseline, reconstructed = PPCA.fit(train, model.config.latent), test
+    reconstructed = test
     report: dict[str, Any] = {"images": len(test), "latent": model.config.latent, "draws": draws}
     pca = baseline.reconstruct(test)
     report |= {"damages": list(damages), "pca_psnr": psnr(pca, test), "pca_ssim": Quality.of(pca, test).ssim}

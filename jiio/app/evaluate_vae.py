@@ -31,13 +31,12 @@ STARTS = ("encoder", "mean")
 
 
 def evaluate(
-    model: VAE, train: Tensor, test: Tensor, *, draws: int = 3, damages: Sequence[str] = DAMAGES,
+    model: VAE, baseline: PPCA, test: Tensor, *, draws: int = 3, damages: Sequence[str] = DAMAGES,
     features: Features | None = None, seed: int = 0, watch: Count | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Reconstruction by the encoder's mean, and by the joint solve from there and from the mean of all latents, Frechet
-    distances on `features` of its reconstructions and samples, every damage over `draws` draws, PCA; `watch` is told of
-    every batch done (`evaluated_images` in all)."""
-    baseline = PPCA.fit(train, model.config.latent)
+    distances on `features` of its reconstructions and samples, every damage over `draws` draws, PCA by `baseline`; `watch`
+    is told of every batch done (`evaluated_images` in all)."""
     report: dict[str, Any] = {"images": len(test), "latent": model.config.latent, "draws": draws}
     report["pixel_variance"] = float(model.pixel_variance)
     report["pca_psnr"] = psnr(baseline.reconstruct(test), test)
