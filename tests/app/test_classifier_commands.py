@@ -11,14 +11,13 @@ import torch
 from jiio.app.attack_files import outcome
 from jiio.app.evaluate_classifier import OWN, Result, evaluate
 from jiio.app.main import main
-from jiio.app.run_folder import RunFolder
 from jiio.app.train_classifier import Trainer, Training, default_config
-from jiio.app.training import run_training
 from jiio.data import load_images, load_labels, read_image, write_image
 from jiio.load import load
 from jiio.models import Classifier
 from jiio.tasks.attack import attack
 from jiio.tasks.threat import Threat
+from tests.app.runs import whole_and_resumed
 
 
 @pytest.fixture(scope="module")
@@ -39,25 +38,8 @@ def tiny_trainer() -> Trainer:
     )
 
 
-def weights(trainer: Trainer, folder: RunFolder, stop: int | None = None) -> dict[str, torch.Tensor]:
-    figures = run_training(folder, trainer, checkpoint_every=10**9)
-    for now in figures:
-        if now["step"] == stop:
-            figures.close()  # pyright: ignore[reportAttributeAccessIssue]
-    return trainer.model.state_dict()
-
-
 def test_a_resumed_training_gives_the_same_weights_to_the_bit(tmp_path: Path) -> None:
-    whole = weights(tiny_trainer(), RunFolder(tmp_path / "whole"))
-    folder = RunFolder(tmp_path / "resumed")
-    weights(tiny_trainer(), folder, stop=3)
-    resumed = tiny_trainer()
-    state, _ = folder.load_checkpoint(resumed.model)
-    assert state is not None
-    resumed.resume(state)
-    assert resumed.step == 3
-    for name, value in weights(resumed, folder).items():
-        assert torch.equal(value, whole[name]), name
+    whole_and_resumed(tiny_trainer, tmp_path, stop=3)
 
 
 @pytest.mark.parametrize("attack", ["pgd", "none"])

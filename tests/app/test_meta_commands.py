@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from jiio.app.main import main
+from jiio.app.train_meta import Training, make_trainer
 from jiio.data import write_image
+from tests.app.runs import whole_and_resumed
 from tests.data.test_omniglot import write_zip
 
 
@@ -34,6 +36,11 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_is_logged(run: Path) -> None:
     assert json.loads((run / "config.json").read_text())["training"]["train_ways"] == 5
     assert "support" in json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+
+
+def test_a_resumed_training_gives_the_same_weights_to_the_bit(tmp_path: Path) -> None:
+    training = Training(train_ways=5, steps=5, refresh_every=2, adaptation_steps=4)
+    whole_and_resumed(lambda: make_trainer("digits", training)[0], tmp_path, stop=3)
 
 
 def test_evaluation_compares_with_prototypes_and_nested(run: Path, data: Path) -> None:

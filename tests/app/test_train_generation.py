@@ -15,33 +15,14 @@ from jiio.app.run_folder import RunFolder, UserError
 from jiio.app.train_generation import Trainer, default_config
 from jiio.app.training import run_training
 from jiio.tasks.image_rule import refit_tangent
-from tests.app.runs import tiny_trainer
-
-
-def run(folder: RunFolder, trainer: Trainer, *, stop: int | None = None) -> None:
-    """Train to the end, or leave after `stop` steps as an interrupt does."""
-    figures = run_training(folder, trainer, checkpoint_every=10**9, log_every=1)
-    for now in figures:
-        if now["step"] == stop:
-            figures.close()  # pyright: ignore[reportAttributeAccessIssue]
+from tests.app.runs import tiny_trainer, trained, whole_and_resumed
 
 
 @pytest.mark.parametrize("stop", [3, 5])
 def test_a_resumed_training_gives_the_same_weights_to_the_bit(tmp_path: Path, stop: int) -> None:
-    whole, first = tiny_trainer(), tiny_trainer()
-    run(RunFolder(tmp_path / "whole"), whole)
-    folder = RunFolder(tmp_path / "resumed")
-    run(folder, first, stop=stop)
-    assert first.step == stop
-    resumed = tiny_trainer()
-    state, _ = folder.load_checkpoint(resumed.model)
-    assert state is not None
-    resumed.resume(state)
-    run(folder, resumed)
+    whole, resumed = whole_and_resumed(tiny_trainer, tmp_path, stop=stop)
     assert torch.equal(whole.latents, resumed.latents)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
-    logged = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in (tmp_path / "resumed" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged] == list(range(1, 13))
 
 
@@ -78,7 +59,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_what_to_do(
     trainer = tiny_trainer()
     monkeypatch.setattr(trainer, "advance", lambda: {"step": 1, "loss": float("nan")})
     with pytest.raises(UserError, match="lower --learning-rate"):
-        run(RunFolder(tmp_path), trainer)
+        trained(tmp_path, trainer)
 
 
 def test_fewer_images_than_a_batch_are_refused() -> None:

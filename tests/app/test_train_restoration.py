@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from jiio.app.main import main
-from jiio.app.run_folder import RunFolder
 from jiio.app.train_restoration import RestorationTrainer, RestorationTraining
-from jiio.app.training import run_training
 from jiio.load import load
 from jiio.models import Generator
-from tests.app.runs import digits, tiny_run
+from tests.app.runs import digits, tiny_run, whole_and_resumed
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +26,6 @@ def trainer(run: Path, **options: object) -> RestorationTrainer:
     assert isinstance(model, Generator)
     chosen = {"steps": 6, "batch": 8, "images": 24, "joint_steps": 30, "refresh_every": 2, "seed": 3} | options
     return RestorationTrainer(model, digits(40), RestorationTraining(**chosen))  # pyright: ignore
-
-
-def trained(folder: Path, made: RestorationTrainer, *, stop: int | None = None) -> RestorationTrainer:
-    """Train to the end, or leave after `stop` steps as an interrupt does."""
-    figures = run_training(RunFolder(folder), made, checkpoint_every=10**9, log_every=1)
-    for now in figures:
-        if now["step"] == stop:
-            figures.close()  # pyright: ignore[reportAttributeAccessIssue]
-    return made
 
 
 def test_the_result_is_a_run_that_evaluate_and_restore_accept(run: Path, tmp_path: Path) -> None:
@@ -63,16 +52,7 @@ def test_the_exact_gradient_lowers_the_error_of_a_restored_batch(run: Path) -> N
 
 
 def test_a_resumed_training_gives_the_same_weights_to_the_bit(run: Path, tmp_path: Path) -> None:
-    whole = trained(tmp_path / "whole", trainer(run, gradient="first_order"))
-    trained(tmp_path / "resumed", trainer(run, gradient="first_order"), stop=3)
-    resumed = trainer(run, gradient="first_order")
-    state, _ = RunFolder(tmp_path / "resumed").load_checkpoint(resumed.model)
-    assert state is not None
-    resumed.resume(state)
-    assert resumed.step == 3
-    trained(tmp_path / "resumed", resumed)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    whole_and_resumed(lambda: trainer(run, gradient="first_order"), tmp_path, stop=3)
 
 
 def test_every_epoch_damages_an_image_anew_and_its_own_way(run: Path) -> None:

@@ -6,16 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 import jiio
 from jiio.app.main import main
-from jiio.app.run_folder import RunFolder, UserError
+from jiio.app.run_folder import UserError
 from jiio.app.train_vae import Trainer, Training
-from jiio.app.training import run_training
 from jiio.data import load_images, write_image
 from jiio.models import VAE, VAEConfig
-from tests.app.runs import digits
+from tests.app.runs import digits, whole_and_resumed
 
 CONFIG = VAEConfig(image_shape=(1, 8, 8), latent=4, channels=(4, 8), encoder_channels=(4, 8), patch=1)
 TRAIN = ("train", "vae", "--latent", "4", "--images", "64", "--batch", "16", "--threads", "1")
@@ -33,25 +31,8 @@ def tiny_trainer() -> Trainer:
     return Trainer(digits(48), CONFIG, Training(images=32, steps=4, batch=16, seed=3))
 
 
-def weights(trainer: Trainer, folder: RunFolder, stop: int | None = None) -> dict[str, torch.Tensor]:
-    figures = run_training(folder, trainer, checkpoint_every=10**9)
-    for now in figures:
-        if now["step"] == stop:
-            figures.close()  # pyright: ignore[reportAttributeAccessIssue]
-    return trainer.model.state_dict()
-
-
 def test_a_resumed_training_gives_the_same_weights_to_the_bit(tmp_path: Path) -> None:
-    whole = weights(tiny_trainer(), RunFolder(tmp_path / "whole"))
-    folder = RunFolder(tmp_path / "resumed")
-    weights(tiny_trainer(), folder, stop=2)
-    resumed = tiny_trainer()
-    state, _ = folder.load_checkpoint(resumed.model)
-    assert state is not None
-    resumed.resume(state)
-    assert resumed.step == 2
-    for name, value in weights(resumed, folder).items():
-        assert torch.equal(value, whole[name]), name
+    whole_and_resumed(tiny_trainer, tmp_path, stop=2)
 
 
 def test_a_run_is_loaded_as_a_model_with_its_statistics(run: Path) -> None:
