@@ -12,10 +12,11 @@ from jiio import tree
 from jiio.app.figure import curves
 from jiio.curvature import gauss_newton
 from jiio.models import Generator
-from jiio.problem import State
+from jiio.problem import Problem, State
 from jiio.regularize import spectral_radius
 from jiio.solution import Solution, Status
 from jiio.solve import solve
+from jiio.step import Step
 from jiio.tasks.generation import SOLVER, reconstruction, reconstruction_step
 from jiio.tasks.latent_model import solve_equilibrium, start
 from jiio.tasks.measurement import damage, measure
@@ -23,6 +24,7 @@ from jiio.tasks.restoration import DamagedLoss
 
 OVERSHOOT = 20.0  # curvature after preconditioning that the safeguards of a step no longer make up for
 ALIGNED = 0.95  # cosine below which the first-order outer gradient is called off
+CURVED = 16  # samples whose curvatures are looked at
 DELAYED = 0.9  # spectral radius above which z and mu answer so slowly that they set the pace
 
 
@@ -33,24 +35,12 @@ def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | 
         problem = reconstruction(model, images, prior=prior)
         step = reconstruction_step(model, len(images), prior=prior)
         first = start(model, len(images), latent=model.guess(images))
-        solution = solve(
-            problem, first, step=step, solver=SOLVER, on_failure="ignore", trace=True
-        )  # as `reconstruct` does
+        # as `reconstruct` does
+        solution = solve(problem, first, step=step, solver=SOLVER, on_failure="ignore", trace=True)
     x = solution.value.x
     radius = spectral_radius(lambda z: f(z, x), solve_equilibrium(model, x), steps=40)
-    few = torch.arange(min(16, len(x)), device=x.device)
-    matrix = gauss_newton(problem.select(few), tree.select(solution.value.z, few), x[few])
-    values = torch.linalg.eigvalsh(matrix)
-    rule = step.select(few).rule.refresh(tree.select(solution.value.z, few), x[few], 0, solution.residual[few, 0])
-    seen = torch.linalg.eigvals(torch.stack([rule.direction(column) for column in matrix.unbind(-1)], dim=-1)).real
-    traces = {
-        name: [float(point.residual[:, i].nanmedian()) for point in solution.trace]
-        for i, name in enumerate(solution.blocks)
-    }
     if picture is not None:
-        steps = [point.step for point in solution.trace]
-        shown = {name: (steps, column) for name, column in traces.items()}
-        curves(shown, picture, labels=("joint step", "relative residual"), title="Median of the samples not yet done")
+        draw_residuals(solution, picture)
     result: dict[str, Any] = {
         "samples": len(images),
         "status": {status.name: int((solution.status == status).sum()) for status in Status},
@@ -58,17 +48,42 @@ def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | 
         "residual": {name: float(solution.residual[:, i].max()) for i, name in enumerate(solution.blocks)},
         "lag": lag(solution),
         "spectral_radius": {"median": float(radius.median()), "largest": float(radius.max())},
+        **curvatures(problem, step, solution),
+        "gradient": gradient_error(model, images[:8]),
+        "report": solution.report(),
+    }
+    result["advice"] = advice(result)
+    return result
+
+
+def draw_residuals(solution: Solution[State], picture: Path) -> None:
+    """The residual of each block along a traced solve."""
+    steps = [point.step for point in solution.trace]
+    medians = {
+        name: [float(point.residual[:, i].nanmedian()) for point in solution.trace]
+        for i, name in enumerate(solution.blocks)
+    }
+    shown = {name: (steps, column) for name, column in medians.items()}
+    curves(shown, picture, labels=("joint step", "relative residual"), title="Median of the samples not yet done")
+
+
+def curvatures(problem: Problem, step: Step, solution: Solution[State]) -> dict[str, dict[str, float]]:
+    """Eigenvalues of the Gauss-Newton matrices of some of the samples where they were solved, and of what the step's P leaves
+    of these."""
+    few = torch.arange(min(CURVED, len(solution.status)), device=solution.status.device)
+    z, x = tree.select(solution.value.z, few), solution.value.x[few]
+    matrix = gauss_newton(problem.select(few), z, x)
+    values = torch.linalg.eigvalsh(matrix)
+    rule = step.select(few).rule.refresh(z, x, 0, solution.residual[few, 0])
+    seen = torch.linalg.eigvals(torch.stack([rule.direction(column) for column in matrix.unbind(-1)], dim=-1)).real
+    return {
         "curvature": {"least": float(values.min()), "largest": float(values.max())},
         "preconditioned": {
             "least": float(seen.amin(1).median()),
             "largest": float(seen.amax(1).median()),
             "worst": float(seen.max()),
         },
-        "gradient": gradient_error(model, images[:8]),
-        "report": solution.report(),
     }
-    result["advice"] = advice(result)
-    return result
 
 
 def lag(solution: Solution[State]) -> dict[str, float]:
@@ -135,6 +150,3 @@ def describe(result: dict[str, Any]) -> list[str]:
         f"{result['gradient']['relative_error']:.2f} against the exact one",
         *(f"- {line}" for line in result["advice"]),
     ]
-
-
-__all__ = ["advice", "describe", "diagnose", "gradient_error"]
