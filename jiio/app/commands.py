@@ -170,9 +170,8 @@ def diagnose(options: Diagnose) -> dict[str, Any]:
     images = images[: options.images or len(images)]
     writable = own_run(folder)
     picture = options.picture or (folder if writable else Path(".")) / "diagnose.png"
-    result = run(
-        model, images.to(options.device), prior=config.get("training", {}).get("prior", PRIOR), picture=picture
-    )
+    prior = config.get("training", {}).get("prior", PRIOR)
+    result = run(model, images.to(options.device), prior=prior, seed=options.seed, picture=picture)
     for line in describe(result):
         console.print(line)
     console.print(f"residual traces: {picture}")

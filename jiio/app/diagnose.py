@@ -28,7 +28,9 @@ CURVED = 16  # samples whose curvatures are looked at
 DELAYED = 0.9  # spectral radius above which z and mu answer so slowly that they set the pace
 
 
-def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | None = None) -> dict[str, Any]:
+def diagnose(
+    model: Generator, images: Tensor, *, prior: float, seed: int = 0, picture: Path | None = None
+) -> dict[str, Any]:
     """Contraction, curvature, residual traces, status counts, gradient error; `advice` says what to change."""
     with torch.no_grad():
         f = model.cell()
@@ -38,7 +40,8 @@ def diagnose(model: Generator, images: Tensor, *, prior: float, picture: Path | 
         # as `reconstruct` does
         solution = solve(problem, first, step=step, solver=SOLVER, on_failure="ignore", trace=True)
     x = solution.value.x
-    radius = spectral_radius(lambda z: f(z, x), solve_equilibrium(model, x), steps=40)
+    drawn = torch.Generator(x.device).manual_seed(seed)
+    radius = spectral_radius(lambda z: f(z, x), solve_equilibrium(model, x), steps=40, generator=drawn)
     if picture is not None:
         draw_residuals(solution, picture)
     result: dict[str, Any] = {

@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
-from jiio.app.diagnose import advice
+from jiio.app.diagnose import advice, diagnose
+from jiio.load import load
+from jiio.models import Generator
+from tests.app.runs import digits
 
 HEALTHY: dict[str, Any] = {
     "samples": 8,
@@ -13,6 +16,13 @@ HEALTHY: dict[str, Any] = {
     "preconditioned": {"least": 0.5, "largest": 2.0, "worst": 3.0},
     "gradient": {"cosine": 0.99, "relative_error": 0.1},
 }
+
+
+def test_a_diagnosis_is_repeated_by_its_seed() -> None:
+    model = load("digits-generator")
+    assert isinstance(model, Generator)
+    first, again = (diagnose(model, digits(4), prior=0.05, seed=1) for _ in range(2))
+    assert first == again
 
 
 def test_a_healthy_model_needs_no_change() -> None:
