@@ -1,4 +1,4 @@
-"""The only loop of the library: stopping, freezing, compaction, the best iterate, failure."""
+"""The loop of every solve: stopping, freezing, compaction; the best iterate and failure are its `Book`'s."""
 
 from __future__ import annotations
 

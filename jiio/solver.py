@@ -1,4 +1,4 @@
-"""Solvers propose the next iterate of a fixed-point map, nothing else; stopping and failure live in `fixed_point`.
+"""Solvers propose the next iterate of a fixed-point map, nothing else; stopping lives in `fixed_point`, failure in `book`.
 
 `init(s)` makes a memory (a tree, every leaf with the batch first, so that the loop can select rows of it);
 `step(memory, k, s, fs)` takes the iterate s_k and F(s_k) and returns the next iterate and the memory.

@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Prices:
-    """Seconds of one evaluation of the whole batch, and of one joint step."""
+    """Seconds of one evaluation of the whole batch, by kind."""
 
     f: float
     vjp: float

@@ -16,7 +16,7 @@ from jiio.tasks.density import LatentDensity
 
 
 class LatentModel(Protocol):
-    """What the tasks of this module need of a model; `jiio.models.Generator` is one."""
+    """What these tasks need of a model; `jiio.models.Generator` is one."""
 
     tangent: Tensor
     spread: Tensor
