@@ -10,6 +10,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from jiio.autodiff import variable
 from jiio.constraint import (
     Box,
     Constraint,
@@ -241,7 +242,7 @@ def _root_in_box(offset: Tensor, lower: Tensor, upper: Tensor, radius: Tensor) -
 
 def _newton(excess: Projection, s: Tensor, where: Tensor, *, floor: Tensor) -> Tensor:
     """excess / its slope where `where` holds and the slope is above `floor`: 0 at the root, its derivatives Newton's."""
-    at = s if s.requires_grad else s.detach().requires_grad_()
+    at = s if s.requires_grad else variable(s)
     value = excess(at)
     (slope,) = torch.autograd.grad(value.sum(), at, create_graph=True)
     regular = where & (slope > floor)
