@@ -68,4 +68,4 @@ class Ridge:
     def solve(self) -> Tensor:
         """The encoder, (rows, columns), with a ridge of `ridge` times the number of pairs on each weight."""
         weight = self.square + self.ridge * self.count * torch.eye(len(self.square))
-        return torch.cholesky_solve(self.product, torch.linalg.cholesky(weight))
+        return torch.linalg.solve(weight, self.product)
