@@ -29,7 +29,7 @@ MERIT_ACCURACY = 1e-3
 # Their doubt supposes a contraction of two thirds, and is larger the slower z and mu arrive. An iterate that has converged is
 # given up only for what was better by so many times the doubt: lagging had flattered earlier ones, and at contractions of
 # 0.9 to 0.98 a problem of one latent ended STALLED, up to 4 % further from its minimum.
-SLOW = 100.0
+SLOW_DOUBT = 100.0
 # Rows are taken out when at most this share of them is unfinished: copying the rest costs little beside an evaluation.
 COMPACTED = 0.75
 
@@ -211,7 +211,7 @@ class Book:
             self.value, self.borrowed = tree.apply(torch.clone, self.value), False
 
     def _store(self, k: int, value: Tree, look: _Look, status: NDArray[np.int64], ended: Mask) -> None:
-        doubt = (self.best_doubt + look.doubt) * np.where(status == int(Status.CONVERGED), SLOW, 1.0)
+        doubt = (self.best_doubt + look.doubt) * np.where(status == int(Status.CONVERGED), SLOW_DOUBT, 1.0)
         accuracy = MERIT_ACCURACY * np.abs(self.best_merit) + doubt
         use_best = ~(look.merit <= self.best_merit + accuracy) & (self.best_residual[:, 0] < np.inf)
         status = np.where(use_best & (status == int(Status.CONVERGED)), int(Status.STALLED), status)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from jiio.input_memory import InputMemory
 from jiio.precondition import Normalized, Scalar, Sign
 from jiio.problem import Problem, State, Sweep
 from jiio.solution import Solution, Work
-from jiio.solver import Anderson, Delayed, Picard, Solver
+from jiio.solver import Anderson, Delayed, Solver
 from jiio.step import Step
 from jiio.tree import Tree, wide
 
@@ -31,6 +30,7 @@ DOUBT = 3.0
 # Of the way that steps of x which shrink slowly would still go, the share that counts: of those that become shorter by a fifth
 # or more it is less than a step.
 SLOW = 0.2
+PLAIN_STEPS = 60  # evaluations of f in which z catches up with x at the end of a solve
 
 
 @dataclass(frozen=True)
@@ -235,14 +235,12 @@ class JointMap:
     def settled(self, s: State) -> State:
         """z caught up with x, by evaluations of f alone, so that the cost can be compared."""
         # with no more history than leaves a solve its peak of memory: beside s and F(s) a longer one would set it; mixing two
-        # iterates costs a small model what f does, and z is mostly there after three
-        mixed = Delayed(Anderson(2), after=3)
-        # less, for it is measured again, and may round up
-        options: dict[str, Any] = {"work": self.work, "tol": 0.9 * max(self.tol_z, COMPARABLE)}
-        found = equilibrium(self.problem, s.z, s.x, solver=Picard() if math.isinf(self.cut_steps) else mixed, **options)
-        # at a contraction of 0.98 plain evaluations do not arrive, and what the solve has reached would be lost
-        if math.isinf(self.cut_steps) and not bool(found.converged.all()):
-            found = equilibrium(self.problem, found.value, s.x, solver=mixed, **options)
+        # iterates costs a small model what f does, and z is mostly there after three. A solve that never mixes mixes here too
+        # where plain evaluations do not arrive, at a contraction of 0.98: what it has reached would be lost
+        plain, steps = (PLAIN_STEPS, 2 * PLAIN_STEPS) if math.isinf(self.cut_steps) else (3, PLAIN_STEPS)
+        tol = 0.9 * max(self.tol_z, COMPARABLE)  # less, for it is measured again, and may round up
+        solver = Delayed(Anderson(2), after=plain)
+        found = equilibrium(self.problem, s.z, s.x, work=self.work, tol=tol, max_steps=steps, solver=solver)
         return s._replace(z=found.value)
 
     def measure(self, s: State) -> Evaluation:

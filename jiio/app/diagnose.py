@@ -41,7 +41,7 @@ def diagnose(
         solution = solve(problem, first, step=step, solver=SOLVER, on_failure="ignore", trace=True)
     x = solution.value.x
     drawn = torch.Generator(x.device).manual_seed(seed)
-    radius = spectral_radius(lambda z: f(z, x), solve_equilibrium(model, x), steps=40, generator=drawn)
+    radius = spectral_radius(lambda z: f(z, x), solve_equilibrium(model, x, cell=f), steps=40, generator=drawn)
     if picture is not None:
         draw_residuals(solution, picture)
     result: dict[str, Any] = {

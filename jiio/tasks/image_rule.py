@@ -12,11 +12,10 @@ from torch import Tensor
 from jiio import tree
 from jiio.constraint import Constraint, Free
 from jiio.curvature import Linearization
-from jiio.deq import DEQ
 from jiio.precondition import require_commuting
 from jiio.problem import Problem
 from jiio.solution import Work
-from jiio.tasks.latent_model import LatentModel
+from jiio.tasks.latent_model import LatentModel, solve_equilibrium
 from jiio.tasks.measurement import Measurement
 
 DAMPING = 0.003
@@ -171,7 +170,7 @@ def _tangents(model: LatentModel, x: Tensor, units: Tensor) -> Tangents:
     count = len(units)
     with torch.no_grad():
         f = model.cell()
-        z = DEQ(f, tol=1e-3).solve(x, model.start(x)).value
+        z = solve_equilibrium(model, x, cell=f)
         # a row for every sample and direction: one pass instead of one for each direction
         rows = torch.arange(len(x), device=x.device).repeat_interleave(count)
     problem = Problem(f, lambda z, x: x.square().sum(1))

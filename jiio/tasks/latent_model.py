@@ -85,7 +85,11 @@ def start(model: LatentModel, batch: int, *, latent: Tensor | None = None) -> St
     return State(z, tree.apply(torch.zeros_like, z), x)
 
 
-def solve_equilibrium(model: LatentModel, latent: Tensor, *, tol: float = 1e-3, on_failure: OnFailure = "warn") -> Any:
-    """z*(x) of latents (batch, latent), without graph."""
+def solve_equilibrium(
+    model: LatentModel, latent: Tensor, *, tol: float = 1e-3, on_failure: OnFailure = "warn",
+    cell: Callable[[Any, Tensor], Any] | None = None,
+) -> Any:  # fmt: skip
+    """z*(x) of latents (batch, latent), without graph; `cell`: the model's, where its weights are bound already."""
     with torch.no_grad():
-        return DEQ(model.cell(), tol=tol, on_failure=on_failure).solve(latent, model.start(latent)).value
+        f = model.cell() if cell is None else cell
+        return DEQ(f, tol=tol, on_failure=on_failure).solve(latent, model.start(latent)).value
