@@ -1,5 +1,6 @@
 """Optimise the inputs of equilibrium networks at about the price of one inference, and train through it."""
 
+from jiio.accelerated import Accelerated
 from jiio.automatic import newton_step
 from jiio.constraint import Box, Constraint, Free, L2Ball, LinfBall, Simplex
 from jiio.cuda_graph import captured
@@ -25,6 +26,7 @@ __all__ = [
     "DEQ",
     "LBFGS",
     "PGD",
+    "Accelerated",
     "Adam",
     "Anderson",
     "Box",

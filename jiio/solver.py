@@ -74,7 +74,7 @@ class Picard:
         return tree.lerp(s, fs, self.damping), memory
 
 
-class _AndersonMemory(NamedTuple):
+class AndersonMemory(NamedTuple):
     values: Tree  # F(s_i): each leaf (batch, history, ...), one slot in storage as F returns it
     residuals: Tree  # F(s_i) - s_i, likewise
     gram: Tensor  # (batch, history, history), inner products of residuals, in double precision
@@ -106,6 +106,14 @@ class Anderson:
 
     def step(self, memory: Tree, k: int, s: Tree, fs: Tree) -> tuple[Tree, Tree]:
         """Write one slot of the ring, one row of the Gram matrix, and mix."""
+        memory, used = self.remember(memory, k, s, fs)
+        if used == 1:
+            return fs, memory
+        mixing = self.weights(memory, used)
+        return tree.apply(lambda ring: tree.combine(ring, mixing), memory.values), memory
+
+    def remember(self, memory: Tree, k: int, s: Tree, fs: Tree) -> tuple[AndersonMemory, int]:
+        """The memory with the iterate of step `k` in slot k % history, and how many slots are in use."""
         memory = self._begin(fs) if k == 0 else memory
         slot, used = k % self.history, min(k + 1, self.history)
         row = torch.zeros_like(memory.gram[:, slot, :used])
@@ -116,17 +124,16 @@ class Anderson:
             row += tree.times(flat[:, :used], flat[:, slot])
         memory.gram[:, slot, :used] = row
         memory.gram[:, :used, slot] = row
-        if used == 1:
-            return fs, memory
-        mixing = self._mixing(memory.gram[:, :used, :used], tree.leaves(fs)[0].dtype)
-        return tree.apply(lambda ring: tree.combine(ring, mixing), memory.values), memory
+        return memory, used
 
-    def _begin(self, fs: Tree) -> _AndersonMemory:
+    def _begin(self, fs: Tree) -> AndersonMemory:
         rings = [tree.apply(lambda leaf: tree.stack_like(leaf, self.history), fs) for _ in range(2)]
         gram = tree.leaves(fs)[0].new_zeros(tree.batch_size(fs), self.history, self.history, dtype=torch.float64)
-        return _AndersonMemory(rings[0], rings[1], gram)
+        return AndersonMemory(rings[0], rings[1], gram)
 
-    def _mixing(self, gram: Tensor, dtype: torch.dtype) -> Tensor:
+    def weights(self, memory: AndersonMemory, used: int) -> Tensor:
+        """a of the slots in use, (batch, used)."""
+        gram, dtype = memory.gram[:, :used, :used], tree.leaves(memory.values)[0].dtype
         ridge = self.ridge if self.ridge is not None else (1e-13 if dtype == torch.float64 else 1e-6)
         inverse = gram.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(torch.float64).tiny ** 0.5).rsqrt()
         normal = gram * inverse[:, :, None] * inverse[:, None, :]

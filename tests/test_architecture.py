@@ -12,7 +12,7 @@ ROOT = Path(jiio.__file__).parent
 LAYERS = [
     {"tree", "autodiff", "schedule"},
     {"constraint", "krylov", "solver", "solution"},
-    {"precondition", "intersection", "book"},
+    {"precondition", "intersection", "book", "accelerated"},
     {"fixed_point"},
     {"problem", "optimizer", "regularize", "input_memory", "step", "damped"},
     {"joint", "curvature", "cuda_graph"},

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import peak_bytes
-from jiio import Anderson, Delayed, Picard, Problem, Step, solve
+from jiio import Accelerated, Anderson, Delayed, Picard, Problem, Step, solve
 
 BATCH, N = 8, 5000
 STATE = 4 * BATCH * (2 * N + 1)  # bytes of (z, mu, x) in float32
@@ -16,6 +16,7 @@ CASES = {
     "anderson 5": (Anderson(5), 5),
     "anderson 10": (Anderson(10), 10),
     "delayed": (Delayed(Anderson(10), after=5), 10),
+    "accelerated": (Delayed(Accelerated(Anderson(10)), after=3), 10),
 }
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from jiio import (
     DEQ,
+    Accelerated,
     Anderson,
     Broyden,
     ConvergenceWarning,
@@ -32,6 +33,7 @@ SOLVERS = {
     "picard": Picard(),
     "anderson": Anderson(history=10),
     "delayed": Delayed(Anderson(history=10), after=5),
+    "accelerated": Delayed(Accelerated(), after=3),
     "broyden": Broyden(history=40),
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jiio.accelerated import Accelerated
 from jiio.cuda_graph import captured
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution
@@ -24,7 +25,7 @@ from jiio.tasks.latent_model import LatentModel, start
 PRIOR = 0.05
 RATE = 1.0
 REFRESHED_EVERY = 3  # joint steps, doubling
-SOLVER = Delayed(after=12)
+SOLVER = Delayed(Accelerated(), after=3)
 # From the guess of a training, near the minimum, mixing may begin early; from the mean latent it then finds saddles.
 TRAINING_SOLVER = Delayed(after=4)
 
