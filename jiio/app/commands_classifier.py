@@ -52,7 +52,7 @@ class TrainAdversarial(Train):
     batch: int = Training.batch
     """Images a step."""
     learning_rate: float = Training.learning_rate
-    """Of Adam, at its highest."""
+    """At its highest; matrices take four times as much."""
 
 
 def train_adversarial(options: TrainAdversarial) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class TrainImages(Train):
     batch: int = generation.Training.batch
     """Images a step."""
     learning_rate: float = generation.Training.learning_rate
-    """Of Adam, at its highest."""
+    """At its highest; matrices take four times as much."""
     jacobian: float | None = None
     """Weight of the Jacobian penalty; 1.0 for mdeq, 0 for well_posed otherwise."""
 
@@ -106,7 +106,7 @@ class TrainVAE(TrainImages):
     """
 
     learning_rate: float = vae.Training.learning_rate
-    """Of Adam, at its highest."""
+    """At its highest; matrices take four times as much."""
     accumulate: tyro.conf.Suppress[int] = 1  # a batch can't be split: its pixel variance is that of all of it
 
 

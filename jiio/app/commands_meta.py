@@ -49,7 +49,7 @@ class TrainMeta(Train):
     steps: int = Training.steps
     """Optimiser steps."""
     learning_rate: float = Training.learning_rate
-    """Of Adam, at its highest."""
+    """At its highest; matrices take four times as much."""
 
 
 def train_meta(options: TrainMeta) -> dict[str, Any]:

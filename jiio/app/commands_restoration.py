@@ -39,7 +39,7 @@ class TrainRestoration(WithRun):
     joint_steps: int = RestorationTraining.joint_steps
     """Joint steps of the solve of a batch, at most."""
     learning_rate: float = RestorationTraining.learning_rate
-    """Of Adam, at its highest."""
+    """At its highest; matrices take four times as much."""
 
 
 def train_restoration(options: TrainRestoration) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Training:
     clean: float = 0.0
     steps: int = 1500
     batch: int = 64
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-3
     warm_up: int = 50
     clip: float = 20.0
     flip: bool = False

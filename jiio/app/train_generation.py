@@ -227,8 +227,8 @@ class Trainer(Trainable[Generator, Training]):
 
 # The end of a training, where small steps can use an exact gradient, solves its batches until they converge.
 FINAL_SHARE, FINAL_STEPS = 0.1, 100
-# Adam turns the latent map by a tenth or so in eight steps, and preconditioned steps overshoot on stale tangents: one image at
-# every step is worth more than many seldom (docs/experiments.md).
+# A training turns the latent map by a tenth or so in eight steps, and preconditioned steps overshoot on stale tangents: one
+# image at every step is worth more than many seldom (docs/experiments.md).
 REFRESH_IMAGES = 1
 REFRESH_WEIGHT = 0.3
 FITTED_IMAGES = 4096

@@ -44,7 +44,7 @@ class Training:
     prior: float = PRIOR
     division: Division = "random"
     steps: int = 1500
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     warm_up: int = 50
     clip: float = 5.0
     refresh_every: int = 20

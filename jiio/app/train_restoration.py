@@ -33,7 +33,7 @@ class RestorationTraining:
     images: int = 16384
     steps: int = 200
     batch: int = 64
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     warm_up: int = 20
     joint_steps: int = 100
     clip: float = 20.0

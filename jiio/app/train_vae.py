@@ -33,7 +33,7 @@ class Training:
     images: int = 16384
     steps: int = 1500
     batch: int = 64
-    learning_rate: float = 1e-2
+    learning_rate: float = 1e-3
     warm_up: int = 50
     clip: float = 1.0
     anneal: float = 0.5

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from jiio.app.interrupt import interrupt_waits
 from jiio.app.run_folder import RunFolder, UserError
 from jiio.app.team import Team
+from jiio.app.weight_optimizer import WeightOptimizer
 
 Figures = dict[str, float]
 
@@ -28,7 +29,7 @@ class Options(Protocol):
 
     @property
     def learning_rate(self) -> float:
-        """Of Adam, at its highest."""
+        """At its highest; matrices take four times as much (`WeightOptimizer`)."""
         ...
 
     @property
@@ -55,7 +56,7 @@ class Trainable(ABC, Generic[Net, Opt]):
 
     def __init__(self, model: Net, training: Opt, team: Team):
         self.model, self.training, self.team, self.device = model.to(team.device), training, team, team.device
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, betas=(0.9, 0.99))
+        self.optimizer = WeightOptimizer(self.model.parameters())
         self.step = 0
 
     @property
@@ -70,7 +71,7 @@ class Trainable(ABC, Generic[Net, Opt]):
     def descend(
         self, part: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]], *, batch: int
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Count a step, and take it: Adam's, on the mean loss of a batch, with the gradient's norm clipped.
+        """Count a step, and take it, on the mean loss of a batch, with the gradient's norm clipped.
 
         part(places) gives the mean loss of the samples at some places of the batch, and what was found of each of them,
         (samples, ...); it is called for every part of this process's share. Returned: what was found of the whole batch,
@@ -87,9 +88,7 @@ class Trainable(ABC, Generic[Net, Opt]):
         self.team.average_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip)
         share = learning_rate(self.step, steps=training.steps, warm_up=training.warm_up)
-        for group in self.optimizer.param_groups:
-            group["lr"] = training.learning_rate * share
-        self.optimizer.step()
+        self.optimizer.step(training.learning_rate * share)
         self.step += 1
         return {name: self.team.gather(torch.cat([values[name] for values in found])) for name in found[0]}, norm
 
