@@ -32,7 +32,7 @@ from jiio.tasks.measurement import Measurement
 CORRELATED = 8.0
 ROW_PROBES = 32
 ENERGY_PROBES = 16
-COHERENT = 4.0  # scatter of tangents left by an operator, over what it leaves of their mean (docs/experiments.md)
+COHERENT = 2.0  # scatter of tangents left by an operator, over what it leaves of their mean (docs/experiments.md)
 ROUGH_STEPS, ROUGH_TOL = 30, 0.1
 NOISELESS = 1e-4  # of the residual variance: noise below this is none
 INVERSION_STEPS, INVERSION_TOL = 100, 1e-3
