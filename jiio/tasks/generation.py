@@ -25,7 +25,7 @@ from jiio.tasks.latent_model import LatentModel, start
 PRIOR = 0.05
 RATE = 1.0
 REFRESHED_EVERY = 3  # joint steps, doubling
-SOLVER = Delayed(Accelerated(), after=3)
+SOLVER = Delayed(Accelerated(), after=6)
 # From the guess of a training, near the minimum, mixing may begin early; from the mean latent it then finds saddles.
 TRAINING_SOLVER = Delayed(after=4)
 
