@@ -28,7 +28,8 @@ class WeightOptimizer:
         self.parameters = list(parameters)
         self.matrices = [weight for weight in self.parameters if _is_matrix(weight)]
         self.averages = [torch.zeros_like(weight) for weight in self.matrices]
-        self.adam = torch.optim.Adam([weight for weight in self.parameters if not _is_matrix(weight)], betas=BETAS)
+        rest = [weight for weight in self.parameters if not _is_matrix(weight)]
+        self.adam = torch.optim.Adam([{"params": rest}], betas=BETAS)  # a group may be empty, a list may not
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

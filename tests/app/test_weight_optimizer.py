@@ -33,6 +33,16 @@ def test_a_kernel_moves_equally_far_along_all_directions() -> None:
     assert torch.allclose(bias.detach(), -0.01 * bias.grad.sign())
 
 
+def test_a_model_of_matrices_alone_or_of_none_is_trained_and_what_has_no_gradient_stays() -> None:
+    for shape in ((3, 2), (3,)):
+        moved, still = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+        optimizer = WeightOptimizer([moved, still])
+        moved.grad = torch.ones(shape)
+        optimizer.step(0.01)
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert bool((moved < 1).all()) and bool((still == 1).all())
+
+
 def test_a_saved_optimizer_goes_on_to_the_bit() -> None:
     def weights() -> list[nn.Parameter]:
         drawn = torch.Generator().manual_seed(0)
