@@ -61,7 +61,8 @@ class WeightOptimizer:
 
 
 def orthogonal_factor(matrix: Tensor) -> Tensor:
-    """U diag(s / sqrt(s^2 + (FLATTENED max(s))^2)) V^T of matrix = U diag(s) V^T, (rows, columns); 0 for 0.
+    """U diag(s / sqrt(s^2 + (FLATTENED max(s))^2)) V^T of matrix = U diag(s) V^T, (rows, columns); 0 for 0,
+    NaN where something is not finite.
 
     >>> orthogonal_factor(torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 2.0]])).round(decimals=2)
     tensor([[1., 0., 0.],
@@ -69,7 +70,12 @@ def orthogonal_factor(matrix: Tensor) -> Tensor:
     """
     if matrix.shape[0] < matrix.shape[1]:
         return orthogonal_factor(matrix.mT).mT
-    values, vectors = torch.linalg.eigh((matrix.mT @ matrix).double())
+    square = (matrix.mT @ matrix).double()
+    if not bool(
+        square.isfinite().all()
+    ):  # eigh would raise, where a training has a sentence for a loss that is not finite
+        return torch.full_like(matrix, torch.nan)
+    values, vectors = torch.linalg.eigh(square)
     softened = values.clamp_min(0) + FLATTENED**2 * values[-1].clamp_min(torch.finfo(matrix.dtype).tiny)
     root = (vectors / softened.sqrt()) @ vectors.mT
     return matrix @ root.to(matrix.dtype)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from jiio.app.run_folder import RunFolder, UserError
 from jiio.app.train_generation import Trainer, default_config
@@ -57,7 +58,13 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = tiny_trainer()
-    monkeypatch.setattr(trainer, "advance", lambda: {"step": 1, "loss": float("nan")})
+    part = trainer.part
+
+    def spoiled(rows: Tensor, places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, values = part(rows, places)
+        return loss * torch.nan, values
+
+    monkeypatch.setattr(trainer, "part", spoiled)
     with pytest.raises(UserError, match="lower --learning-rate"):
         trained(tmp_path, trainer)
 

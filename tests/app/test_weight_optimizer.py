@@ -22,6 +22,15 @@ def test_directions_without_a_gradient_stay() -> None:
     assert bool((orthogonal_factor(torch.zeros(3, 2)) == 0).all())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_makes_the_weight_so_and_raises_nothing(value: float) -> None:
+    spoiled, other = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2, 3))
+    optimizer = WeightOptimizer([spoiled, other])
+    spoiled.grad, other.grad = torch.full((3, 2), value), torch.ones(2, 3)
+    optimizer.step(0.01)
+    assert bool(spoiled.isnan().all()) and bool(other.isfinite().all())
+
+
 def test_a_kernel_moves_equally_far_along_all_directions() -> None:
     kernel, bias = nn.Parameter(torch.zeros(4, 2, 3, 3)), nn.Parameter(torch.zeros(4))
     optimizer = WeightOptimizer([kernel, bias])
