@@ -107,7 +107,9 @@ class Trainable(ABC, Generic[Net, Opt]):
         return self.state() | {"step": self.step, "optimizer": self.optimizer.state_dict()}
 
     def resume(self, checkpoint: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint; `UserError` for one of the time before `WeightOptimizer`."""
+        if "averages" not in checkpoint["optimizer"]:
+            raise UserError("the checkpoint is of an earlier version, which took other steps: start with --overwrite")
         self.step = checkpoint["step"]
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.restore(checkpoint)

@@ -69,6 +69,13 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_what_to_do(
         trained(tmp_path, trainer)
 
 
+def test_a_checkpoint_of_another_optimiser_is_refused() -> None:
+    trainer = tiny_trainer()
+    earlier = torch.optim.Adam(trainer.model.parameters()).state_dict()
+    with pytest.raises(UserError, match=r"earlier version.*--overwrite"):
+        trainer.resume(trainer.checkpoint() | {"optimizer": earlier})
+
+
 def test_fewer_images_than_a_batch_are_refused() -> None:
     trainer = tiny_trainer()
     with pytest.raises(UserError, match="8 training images are fewer than a batch of 16"):
