@@ -58,7 +58,7 @@ class WellPosedCell(nn.Module):
         self.contraction, self.activation = contraction, activation
         # weights[0] acts within the finest scale; weights[s] on scale s and the pooled scale s - 1, and back to both
         widths = [self.channels[0], *(a + b for a, b in zip(self.channels[1:], self.channels, strict=False))]
-        # W does not change with their scale, the relative size of an optimiser's step does: 0.1 suits Adam at 2e-3
+        # W does not change with their scale, the relative size of an optimiser's step does: 0.1 suits rates of 2e-3
         self.weights = nn.ParameterList(nn.Parameter(0.1 * torch.randn(width, width, 3, 3)) for width in widths)
 
     def cell(self) -> Cell:
