@@ -87,11 +87,11 @@ def test_batch_solve_equals_single_solves_at_any_budget(dtype, tolerance: float,
 
 
 @pytest.mark.parametrize("dtype, tolerance", PRECISIONS)
-@pytest.mark.parametrize("name, single_tol", [("anderson", 4e-6), ("broyden", 1e-6)])
-def test_accelerated_batch_solve_equals_single_solves(dtype, tolerance: float, name: str, single_tol: float) -> None:
+@pytest.mark.parametrize("name, single_tol", [("anderson", 4e-6), ("accelerated", 4e-6), ("broyden", 1e-6)])
+def test_mixed_batch_solve_equals_single_solves(dtype, tolerance: float, name: str, single_tol: float) -> None:
     """At convergence: before it, extrapolation amplifies the last bit in which a matrix product depends on its batch."""
     exact = linear_quadratic(batch=6, dtype=dtype)
-    # the last bit of x over the rate 0.05 is 2e-6 in float32: below that a sample of Anderson's converges or stalls by chance
+    # the last bit of x over the rate 0.05 is 2e-6 in float32: below that a mixed sample converges or stalls by chance
     tol = 1e-12 if dtype == torch.float64 else (1e-6, 1e-6, single_tol)
     problem = exact.problem()
     assert_equal_to_single(problem, tolerance, solver=SOLVERS[name], step=Step(0.05), max_steps=300, tol=tol)
