@@ -71,9 +71,8 @@ def orthogonal_factor(matrix: Tensor) -> Tensor:
     if matrix.shape[0] < matrix.shape[1]:
         return orthogonal_factor(matrix.mT).mT
     square = (matrix.mT @ matrix).double()
-    if not bool(
-        square.isfinite().all()
-    ):  # eigh would raise, where a training has a sentence for a loss that is not finite
+    # eigh would raise, where a training has a sentence for a loss that is not finite
+    if not bool(square.isfinite().all()):
         return torch.full_like(matrix, torch.nan)
     values, vectors = torch.linalg.eigh(square)
     softened = values.clamp_min(0) + FLATTENED**2 * values[-1].clamp_min(torch.finfo(matrix.dtype).tiny)
