@@ -58,11 +58,9 @@ class Accelerated:
             return fs, _AcceleratedMemory(history, one, torch.zeros_like(one))
         now, before = k % self.mixing.history, (k - 1) % self.mixing.history
         values, steps = (tree.leaves(ring)[-1] for ring in (history.values, history.residuals))
-        step, last = steps[:, now].flatten(1), steps[:, before].flatten(1)
-        way = (values[:, now] - values[:, before]).flatten(1)
-        left = (step * last).sum(1) / last.square().sum(1).clamp_min(torch.finfo(last.dtype).tiny)
-        shrinking = torch.lerp(memory.shrinking, left.clamp(0, 1), 0.5)
-        since = torch.where((step * way).sum(1) < 0, 0.0, memory.since + 1)
+        shrinking = torch.lerp(memory.shrinking, tree.along(steps[:, now], steps[:, before]).clamp(0, 1), 0.5)
+        uphill = tree.along(steps[:, now], values[:, now] - values[:, before]) < 0
+        since = torch.where(uphill, 0.0, memory.since + 1)
         onward = (since / (since + 3)).clamp_max(self.momentum) * shrinking
         going_on = onward.new_zeros(len(onward), used)
         going_on[:, now], going_on[:, before] = 1 + onward, -onward

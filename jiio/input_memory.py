@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from jiio import tree
 from jiio.precondition import Rule
 
 
@@ -59,9 +60,7 @@ class InputMemory:
         """
         if self.change is None:
             return torch.ones_like(self.factor)
-        before = self.change.flatten(1).square().sum(1)
-        ratio = (self.change * change).flatten(1).sum(1) / before.clamp_min(torch.finfo(before.dtype).tiny)
-        return 1 / (1 - ratio).clamp(self.LEAST_SHRINKING, 1.0)
+        return 1 / (1 - tree.along(change, self.change)).clamp(self.LEAST_SHRINKING, 1.0)
 
     def select(self, rows: Tensor) -> InputMemory:
         """The memory of the samples `rows`."""

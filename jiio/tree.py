@@ -208,6 +208,16 @@ def detach(tree: Tree) -> Tree:
     return apply(Tensor.detach, tree)
 
 
+def along(step: Tensor, last: Tensor) -> Tensor:
+    """How long `step` (batch, ...) is along `last`, in parts of that, (batch,); 0 where `last` is 0.
+
+    >>> along(torch.tensor([[1.0, 5.0]]), torch.tensor([[2.0, 0.0]]))
+    tensor([0.5000])
+    """
+    size = last.flatten(1).square().sum(1)
+    return (step * last).flatten(1).sum(1) / size.clamp_min(torch.finfo(size.dtype).tiny)
+
+
 def wide(value: float | Tensor, like: Tensor) -> Tensor:
     """A number, or one a sample (batch,), in a shape that multiplies `like` (batch, ...).
 

@@ -78,9 +78,8 @@ def test_accelerated_takes_each_sample_on_its_own() -> None:
 
     together = end(slice(None))
     assert float((together[1:2] - end(slice(1, 2))).abs().max()) < 1e-10
-    assert (
-        float((together - b).abs().max()) < 1e-4
-    )  # along the flattest direction a residual of 1e-7 is 200 times as far
+    # along the flattest direction a residual of 1e-7 is 200 times as far
+    assert float((together - b).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("options", [{"mixing": Anderson(1)}, {"mixing": Picard()}, {"fast": 1.0}, {"momentum": -0.1}])
