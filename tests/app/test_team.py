@@ -103,6 +103,13 @@ def test_parts_that_are_added_up_give_the_step_of_the_whole_batch(make) -> None:
             assert found[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
+def test_parts_stay_with_the_whole_batch_where_inner_solves_do_not_come_to_rest() -> None:
+    training = Training(steps=200, batch=32, warm_up=20, learning_rate=1e-3)
+    whole, parts = (make_trainer("digits", training, team=team)[0] for team in (Team(), Team(accumulate=2)))
+    for step in range(12):
+        assert parts.advance()["loss"] == pytest.approx(whole.advance()["loss"], rel=1e-4), step
+
+
 def test_the_parts_of_two_processes_cover_the_batch_in_order() -> None:
     seen = []
     for rank in range(2):
