@@ -33,6 +33,8 @@ class TrainImages(Train):
     """Optimiser steps."""
     images: int = generation.Training.images
     """Training images used, chosen by the seed; 0 for all."""
+    mirror: bool | None = None
+    """Whether each image is used left to right as well; those with colours are, if nothing is said."""
     batch: int = generation.Training.batch
     """Images a step."""
     learning_rate: float = generation.Training.learning_rate
@@ -83,6 +85,7 @@ def train_generation(options: TrainGeneration) -> dict[str, Any]:
         joint_steps=options.joint_steps,
         learning_rate=options.learning_rate,
         jacobian=options.penalty,
+        mirror=options.mirror,
         precision=options.precision,
         seed=options.seed,
     )
@@ -118,6 +121,7 @@ def train_vae(options: TrainVAE) -> dict[str, Any]:
         batch=options.batch,
         learning_rate=options.learning_rate,
         jacobian=options.penalty,
+        mirror=options.mirror,
         seed=options.seed,
     )
     trainer, config = options.made(vae.make_trainer, training)

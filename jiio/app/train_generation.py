@@ -38,8 +38,8 @@ class Training:
     images: training images used, chosen by the seed; 0 for all. A few thousand, met several times, let every inner solve
     start at the image's last latent.
     steps: optimiser steps.  batch: images a step.  joint_steps: of the inner solve of a batch.  rate: of its input step.
-    jacobian: weight of the Jacobian penalty, for cells that are not well posed.  precision: of the cell, in which bf16 is
-    bfloat16; all else is done in float32.
+    jacobian: weight of the Jacobian penalty, for cells that are not well posed.  mirror: whether each image is used left to
+    right as well; None: if it has colours.  precision: of the cell, in which bf16 is bfloat16; all else is done in float32.
     """
 
     images: int = 16384
@@ -52,6 +52,7 @@ class Training:
     prior: float = PRIOR
     clip: float = 20.0
     jacobian: float = 0.0
+    mirror: bool | None = None
     precision: Precision = "32"
     seed: int = 0
 
@@ -91,7 +92,7 @@ class Trainer(Trainable[Generator, Training]):
     the whole batch enters them in all processes alike."""
 
     def __init__(self, images: Tensor, config: GeneratorConfig, training: Training, *, team: Team = Team()):
-        images = chosen(images, training.images, batch=training.batch, seed=training.seed)
+        images = chosen(images, training.images, batch=training.batch, seed=training.seed, mirror=training.mirror)
         torch.manual_seed(training.seed)
         model = generator(config)
         model.calibrate(images)

@@ -27,7 +27,8 @@ class Training:
     images: training images used, chosen by the seed; 0 for all.  steps: optimiser steps.  batch: images a step.
     clip: largest norm of the gradient of the loss in nats a pixel.  anneal: share of the steps in which the weight of the
     KL divergence grows from 0 to 1 (Bowman et al. 2016).  jacobian: weight of the Jacobian penalty on the
-    decoder's cell, for cells that are not well posed.
+    decoder's cell, for cells that are not well posed.  mirror: whether each image is used left to right as well; None: if it
+    has colours.
     """
 
     images: int = 16384
@@ -38,6 +39,7 @@ class Training:
     clip: float = 1.0
     anneal: float = 0.5
     jacobian: float = 0.0
+    mirror: bool | None = None
     seed: int = 0
 
 
@@ -45,7 +47,7 @@ class Trainer(Trainable[VAE, Training]):
     """The state of a training: `step` optimiser steps done. Images stay on the CPU, a batch at a time goes to the device."""
 
     def __init__(self, images: Tensor, config: VAEConfig, training: Training, *, team: Team = Team()):
-        images = chosen(images, training.images, batch=training.batch, seed=training.seed)
+        images = chosen(images, training.images, batch=training.batch, seed=training.seed, mirror=training.mirror)
         if team.size * team.accumulate > 1:
             raise UserError("a VAE's pixel variance belongs to a whole batch: train it in one process and one part")
         torch.manual_seed(training.seed)

@@ -131,10 +131,13 @@ class Order:
         return self.order[place * self.batch : (place + 1) * self.batch]
 
 
-def chosen(images: Tensor, count: int, *, batch: int, seed: int) -> Tensor:
-    """`count` training images chosen by `seed`, all for 0; `UserError` for fewer than a batch."""
+def chosen(images: Tensor, count: int, *, batch: int, seed: int, mirror: bool | None = False) -> Tensor:
+    """`count` training images chosen by `seed`, all for 0, each also left to right if `mirror` (None: if they have
+    colours, as photographs do); `UserError` for fewer than a batch."""
     if count:
         images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]]
+    if mirror or (mirror is None and images.shape[1] == 3):
+        images = torch.cat((images, images.flip(-1)))
     if len(images) < batch:
         raise UserError(f"{len(images)} training images are fewer than a batch of {batch}")
     return images

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from jiio.app.run_folder import RunFolder, UserError
-from jiio.app.train_generation import Trainer, default_config
-from jiio.app.training import run_training
+from jiio.app.train_generation import Trainer, Training, default_config
+from jiio.app.training import chosen, run_training
 from jiio.tasks.image_rule import refit_tangent
-from tests.app.runs import tiny_trainer, trained, whole_and_resumed
+from tests.app.runs import CONFIG, tiny_trainer, trained, whole_and_resumed
 
 
 @pytest.mark.parametrize("stop", [3, 5])
@@ -80,6 +80,19 @@ def test_fewer_images_than_a_batch_are_refused() -> None:
     trainer = tiny_trainer()
     with pytest.raises(UserError, match="8 training images are fewer than a batch of 16"):
         Trainer(trainer.images, trainer.model.config, replace(trainer.training, images=8))
+
+
+@pytest.mark.parametrize("channels, mirror, count", [(1, None, 20), (3, None, 40), (3, False, 20), (1, True, 40)])
+def test_images_with_colours_are_used_left_to_right_as_well(channels: int, mirror: bool | None, count: int) -> None:
+    images = torch.rand(30, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = chosen(images, 20, batch=16, seed=0, mirror=mirror)
+    assert len(found) == count
+    assert torch.equal(found[:20], chosen(images, 20, batch=16, seed=0))
+    assert torch.equal(found[20:], found[: count - 20].flip(-1))
+    trainer = Trainer(
+        images, replace(CONFIG, image_shape=(channels, 8, 8)), Training(images=20, batch=16, mirror=mirror)
+    )
+    assert torch.equal(trainer.images, found)
 
 
 @pytest.mark.parametrize("shape, latent", [((1, 8, 8), 16), ((1, 28, 28), 32), ((3, 32, 32), 64)])
