@@ -63,7 +63,7 @@ class Generator(nn.Module):
     Buffers that training keeps up to date, for the latent problems of `jiio.tasks.generation`: `tangent` (pixels,
     latent), the average derivative of the image before its sigmoid, and `spread`, its scatter; `response` (latent, numbers in
     z), the average dz*/dx in half precision, a row of each latent in the order of storage; `density_...`, a mixture
-    of Gaussians fitted to the latents of the training images; `residual_variance`, of a pixel about its reconstruction;
+    of Gaussians fitted to the latents of the training images; `residual_variance`, of each pixel about its reconstruction;
     `encoder`, a linear map from `features` of an image to a first guess of its latent (0 before training).
 
     >>> model = generator(GeneratorConfig(image_shape=(1, 8, 8), latent=16, channels=(8, 16)))
@@ -102,7 +102,7 @@ class Generator(nn.Module):
         self.register_buffer("density_mean", torch.zeros(config.components, config.latent))
         self.register_buffer("density_precision", torch.eye(config.latent).repeat(config.components, 1, 1))
         self.register_buffer("density_log_peak", torch.where(weight > 0, 0.0, -1e30))
-        self.register_buffer("residual_variance", torch.ones(()))
+        self.register_buffer("residual_variance", torch.ones(config.image_shape))
 
     def cell(self) -> Cell:
         """f(z, x) with weights bound once, with graph where gradients are enabled."""

@@ -14,6 +14,9 @@ from jiio.tasks.latent_model import LatentModel
 
 FIT_BATCH = 256  # images solved at once
 FIT_STEPS = 60  # most of a fit, which begins near the minimum: stragglers would take most of its time
+LEAST_VARIANCE = (
+    0.01  # of a pixel, in parts of the mean: one that is black in all training images need not be in the next
+)
 
 
 def fit_latents(
@@ -24,7 +27,7 @@ def fit_latents(
     latent: Tensor | None = None,
     watch: Callable[[int], object] = lambda images: None,
 ) -> None:
-    """Set the model's buffers from some training images: tangent, encoder, the density of latents, residual variance.
+    """Set the model's buffers from some training images: tangent, encoder, the density of latents, residual variances.
 
     watch: is told how many more images are done.
     """
@@ -32,14 +35,15 @@ def fit_latents(
     _, first = reconstruct(model, images[:TANGENT_IMAGES], prior=prior, latent=few, on_failure="ignore")
     # with the tangent at fitted latents the fit of all is quicker and closer
     refit_tangent(model, first.value.x)
-    x, error = torch.empty(len(images), first.value.x.shape[1]).to(first.value.x), 0.0
+    x = torch.empty(len(images), first.value.x.shape[1]).to(first.value.x)
+    error = torch.zeros_like(model.residual_variance)
     for rows in torch.arange(len(images)).split(FIT_BATCH):
         begin = None if latent is None else latent[rows]
         fitted, solution = reconstruct(
             model, images[rows], prior=prior, latent=begin, max_steps=FIT_STEPS, on_failure="ignore"
         )
         x[rows] = solution.value.x
-        error += float((fitted - images[rows]).square().sum())
+        error += (fitted - images[rows]).square().sum(0)
         watch(len(rows))
     refit_tangent(model, x)
     found = LatentDensity.fit(x, components=len(model.density_weight))
@@ -47,7 +51,8 @@ def fit_latents(
         encoder = Ridge(model.features(images[:1]).shape[1], x.shape[1])
         encoder.add(model.features(images), x)
         model.encoder.copy_(encoder.solve())
-        model.residual_variance.fill_(error / images.numel())
+        variance = error / len(images)
+        model.residual_variance.copy_(variance.clamp_min(LEAST_VARIANCE * float(variance.mean())))
         for name, value in found._asdict().items():
             getattr(model, f"density_{name}").copy_(value)
 

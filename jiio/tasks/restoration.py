@@ -34,7 +34,7 @@ ROW_PROBES = 32
 ENERGY_PROBES = 16
 COHERENT = 2.0  # scatter of tangents left by an operator, over what it leaves of their mean (docs/experiments.md)
 ROUGH_STEPS, ROUGH_TOL = 30, 0.1
-NOISELESS = 1e-4  # of the residual variance: noise below this is none
+NOISELESS = 1e-4  # of the least residual variance: noise below this is none
 INVERSION_STEPS, INVERSION_TOL = 100, 1e-3
 Gradient = Literal["exact", "first_order"]
 
@@ -56,12 +56,12 @@ def restoration(model: LatentModel, measurement: Measurement, prior: LatentDensi
 
 
 def model_variance(model: LatentModel, measurement: Measurement) -> Tensor:
-    """v: the model's residual variance, `CORRELATED` times as much where pixels are hidden.
+    """v: the model's mean residual variance, `CORRELATED` times as much where pixels are hidden.
 
     Errors of neighbouring pixels go together, so known pixels tell less than as many independent ones would. The factor
     was chosen on training digits with a hole: 13.6, 14.0, 14.3, 14.2, 13.8 dB with 1, 2, 4, 8, 16.
     """
-    return model.residual_variance * (1.0 if measurement.mask is None else CORRELATED)
+    return model.residual_variance.mean() * (1.0 if measurement.mask is None else CORRELATED)
 
 
 def data_weight(variance: Tensor, measurement: Measurement) -> Tensor:
@@ -169,30 +169,30 @@ def restoration_start(model: LatentModel, measurement: Measurement) -> Solution[
 
 
 def posterior_mean(model: LatentModel, restored: Tensor, measurement: Measurement) -> Tensor:
-    """The mean of the image given its latent and y, where a pixel strays from the generator's range by the variance v:
+    """The mean of the image given its latent and y, where pixels stray from the generator's range by variances v of their own:
 
-        h + v A^T (v A A^T + sigma^2)^-1 (y - A h),     h = `restored`, (batch, channels, height, width)
+        h + V A^T (A V A^T + sigma^2)^-1 (y - A h),     V = diag(v), h = `restored`, (batch, channels, height, width)
 
     Of the same shape, neither confined to the range nor clipped: pixels measured without noise are kept (to 1e-4 of y - h),
     noisy ones weighed against h, means over blocks met. On average over images its squared error is the smaller one as far
-    as what the range misses is white. Noise counts as sigma^2 >= 1e-4 v. An operator that mixes pixels is inverted by up to
-    `INVERSION_STEPS` MINRES steps; fewer than it needs smooth the correction.
+    as what the range misses is independent between pixels. Noise counts as sigma^2 >= 1e-4 min(v). An operator that mixes
+    pixels is inverted by up to `INVERSION_STEPS` MINRES steps; fewer than it needs smooth the correction.
     """
-    variance, y = float(model.residual_variance), measurement.y
-    noise = max(measurement.sigma**2, NOISELESS * variance)
+    variance, y = model.residual_variance, measurement.y
+    noise = max(measurement.sigma**2, NOISELESS * float(variance.min()))
     operator, parameters = measurement.operator, measurement.parameters
     with torch.no_grad():
         rest = y - operator.apply(restored, *parameters)
 
         def covariance(w: Tensor) -> Tensor:
             w = w.view_as(y)
-            return (variance * operator.apply(operator.adjoint(w, *parameters), *parameters) + noise * w).flatten(1)
+            return (operator.apply(variance * operator.adjoint(w, *parameters), *parameters) + noise * w).flatten(1)
 
         if measurement.mixes:
             found = minres(covariance, rest.flatten(1), tol=INVERSION_TOL, max_steps=INVERSION_STEPS)
             weighed = found.value.view_as(y)
         else:
-            weighed = rest / (variance + noise)
+            weighed = rest / (operator.apply(variance.expand_as(restored), *parameters) + noise)
         return restored + variance * operator.adjoint(weighed, *parameters)
 
 

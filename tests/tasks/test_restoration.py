@@ -5,7 +5,7 @@ import torch
 
 from jiio import implicit, load, solve
 from jiio.data import load_images
-from jiio.tasks.generation import reconstruction
+from jiio.tasks.generation import reconstruct, reconstruction
 from jiio.tasks.latent_model import start
 from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, PixelMask, damage, measure
 from jiio.tasks.restoration import (
@@ -41,16 +41,25 @@ def test_the_posterior_mean_is_that_of_a_gaussian(operator, sigma: float) -> Non
     model, clean = fitted(torch.float64), images(dtype=torch.float64)
     measurement, restored = measure(operator, clean, sigma=sigma), torch.full_like(clean, 0.4)
     found = posterior_mean(model, restored, measurement)
-    v = float(model.residual_variance)
+    v = model.residual_variance.flatten()
     for row in range(len(clean)):
         one = measurement.select(slice(row, row + 1))
         parameters = tuple(part.expand(64, *part.shape[1:]) for part in one.parameters)
         units = torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8)
         A = one.operator.apply(units, *parameters).flatten(1).T
-        R = v * A @ A.T + max(sigma**2, 1e-4 * v) * torch.eye(len(A), dtype=torch.float64)
+        R = v * A @ A.T + max(sigma**2, 1e-4 * float(v.min())) * torch.eye(len(A), dtype=torch.float64)
         rest = (one.y - one.operator.apply(restored[:1], *one.parameters)).flatten()
-        wanted = restored[row].flatten() + v * A.T @ torch.linalg.solve(R, rest)
+        wanted = restored[row].flatten() + v * (A.T @ torch.linalg.solve(R, rest))
         assert torch.allclose(found[row].flatten(), wanted, atol=5e-3)
+
+
+def test_each_pixel_strays_by_a_variance_of_its_own() -> None:
+    model, clean = fitted(torch.float64), images(32, torch.float64)
+    found, _ = reconstruct(model, clean)
+    errors = (found - clean).square().mean(0)
+    assert float(errors.max()) > 10 * float(errors.min())
+    assert float(torch.corrcoef(torch.stack((model.residual_variance, errors)).flatten(1))[0, 1]) > 0.98
+    assert float(model.residual_variance.mean()) == pytest.approx(float(errors.mean()), rel=0.05)
 
 
 def test_the_posterior_mean_keeps_what_is_known_and_fills_the_rest_from_the_range() -> None:
@@ -80,7 +89,7 @@ def test_restoration_without_damage_is_reconstruction_under_a_unit_gaussian() ->
     model.density_log_peak = torch.tensor([0.0, -1e30], dtype=torch.float64)
     model.density_mean = torch.zeros(2, 4, dtype=torch.float64)
     model.density_precision = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
-    plain = reconstruction(model, images(dtype=torch.float64), prior=float(model.residual_variance))
+    plain = reconstruction(model, images(dtype=torch.float64), prior=float(model.residual_variance.mean()))
     state = start(model, 6, latent=torch.randn(6, 4, dtype=torch.float64))
     restored = restoration(model, measurement)
     assert torch.allclose(
