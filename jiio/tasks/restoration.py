@@ -191,8 +191,8 @@ def posterior_mean(model: LatentModel, restored: Tensor, measurement: Measuremen
         if measurement.mixes:
             found = minres(covariance, rest.flatten(1), tol=INVERSION_TOL, max_steps=INVERSION_STEPS)
             weighed = found.value.view_as(y)
-        else:
-            weighed = rest / (operator.apply(variance.expand_as(restored), *parameters) + noise)
+        else:  # the diagonal of a diagonal matrix
+            weighed = rest / covariance(torch.ones_like(y)).view_as(y)
         return restored + variance * operator.adjoint(weighed, *parameters)
 
 
