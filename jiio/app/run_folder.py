@@ -227,5 +227,9 @@ def differing(old: Any, new: Any, name: str = "") -> list[str]:
     """
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [name]
-    keys = [*old, *(key for key in new if key not in old)]
-    return [part for key in keys for part in differing(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
+    keys, absent = [*old, *(key for key in new if key not in old)], object()  # which null is not
+    return [
+        part
+        for key in keys
+        for part in differing(old.get(key, absent), new.get(key, absent), f"{name}.{key}" if name else key)
+    ]

@@ -69,6 +69,8 @@ def test_a_run_that_is_there_is_not_deleted_by_mistake(tmp_path: Path) -> None:
         folder.create({"model": {}})
     with pytest.raises(UserError, match=r"other options \(training.steps\)"):
         folder.create({"model": {}, "training": {"steps": 2}}, existing="resume")
+    with pytest.raises(UserError, match=r"other options \(training.mirror\)"):  # a version before knew no such option
+        folder.create({"model": {}, "training": {"steps": 1, "mirror": None}}, existing="resume")
     folder.create({"model": {}, "training": {"steps": 1}}, existing="resume")
     assert (tmp_path / "metrics.jsonl").exists()
     folder.create({"model": {}}, existing="replace")
