@@ -121,4 +121,6 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable checkpoint ({error}); it may be cut off") from error
     except RuntimeError as error:
-        raise ValueError(f"{path} holds the weights of another model: {str(error).splitlines()[0]}") from error
+        # torch's first line only says that something differs, the second what
+        differing = str(error).splitlines()[:2][-1].strip()
+        raise ValueError(f"{path} holds the weights of another model or version: {differing}") from error

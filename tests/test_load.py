@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import jiio
 from jiio.data import load_images, load_labels
-from jiio.load import find_run, packaged, read_config
+from jiio.load import find_run, load_weights, packaged, read_config
 from jiio.models import Classifier, Generator
 from jiio.tasks.generation import reconstruct
 from jiio.tasks.metrics import psnr
@@ -58,3 +59,12 @@ def test_a_configuration_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model": {}}')
     with pytest.raises(ValueError, match="does not describe a model"):
         read_config(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_refused_by_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.zeros(()), "bias": torch.zeros(2)}, path)
+    with pytest.raises(
+        ValueError, match=r"another model or version: size mismatch for weight: .*torch.Size\(\[2, 3\]\)"
+    ):
+        load_weights(torch.nn.Linear(3, 2), path)
