@@ -95,6 +95,13 @@ def test_images_with_colours_are_used_left_to_right_as_well(channels: int, mirro
     assert torch.equal(trainer.images, found)
 
 
+def test_grey_images_of_three_channels_have_no_colours() -> None:
+    grey = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)).repeat(1, 3, 1, 1)
+    assert len(chosen(grey, 0, batch=16, seed=0, mirror=None)) == 30
+    grey[0, 2, 3, 4] += 0.1
+    assert len(chosen(grey, 0, batch=16, seed=0, mirror=None)) == 60
+
+
 @pytest.mark.parametrize("shape, latent", [((1, 8, 8), 16), ((1, 28, 28), 32), ((3, 32, 32), 64)])
 def test_defaults_fit_the_images(shape: tuple[int, int, int], latent: int) -> None:
     config = default_config(shape)
