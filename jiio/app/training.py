@@ -136,11 +136,13 @@ def chosen(images: Tensor, count: int, *, batch: int, seed: int, mirror: bool | 
     colours, as photographs do); `UserError` for fewer than a batch."""
     if count:
         images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]]
+    found = f"{len(images)} training images"
     # a folder's grey scans, letters among them, are read as three channels alike
     if mirror or (mirror is None and bool((images[:, 1:] != images[:, :1]).any())):
         images = torch.cat((images, images.flip(-1)))
+        found += f", {len(images)} with the mirrored ones,"
     if len(images) < batch:
-        raise UserError(f"{len(images)} training images are fewer than a batch of {batch}")
+        raise UserError(f"{found} are fewer than a batch of {batch}")
     return images
 
 

@@ -95,6 +95,11 @@ def test_images_with_colours_are_used_left_to_right_as_well(channels: int, mirro
     assert torch.equal(trainer.images, found)
 
 
+def test_a_refusal_counts_the_images_there_are_and_the_mirrored_ones_apart() -> None:
+    with pytest.raises(UserError, match="5 training images, 10 with the mirrored ones, are fewer than a batch of 16"):
+        chosen(torch.rand(5, 3, 8, 8), 0, batch=16, seed=0, mirror=None)
+
+
 def test_grey_images_of_three_channels_have_no_colours() -> None:
     grey = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)).repeat(1, 3, 1, 1)
     assert len(chosen(grey, 0, batch=16, seed=0, mirror=None)) == 30
