@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jiio.app.main import main
 from jiio.app.run_folder import RunFolder, UserError
 from jiio.app.train_generation import Trainer, Training, default_config
 from jiio.app.training import chosen, run_training
@@ -93,6 +94,13 @@ def test_images_with_colours_are_used_left_to_right_as_well(channels: int, mirro
         images, replace(CONFIG, image_shape=(channels, 8, 8)), Training(images=20, batch=16, mirror=mirror)
     )
     assert torch.equal(trainer.images, found)
+
+
+@pytest.mark.parametrize("command", ["generation", "vae"])
+def test_the_command_line_says_whether_images_are_mirrored(command: str, tmp_path: Path) -> None:
+    small = ["--steps", "1", "--images", "16", "--batch", "32", "--latent", "4", "--threads", "1"]
+    assert main(["train", command, "--mirror", "True", *small, "--output", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["mirror"] is True
 
 
 def test_a_refusal_counts_the_images_there_are_and_the_mirrored_ones_apart() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import jiio
 from jiio.app.main import main
@@ -27,8 +28,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def tiny_trainer() -> Trainer:
-    return Trainer(digits(48), CONFIG, Training(images=32, steps=4, batch=16, seed=3))
+def tiny_trainer(*, mirror: bool | None = None) -> Trainer:
+    return Trainer(digits(48), CONFIG, Training(images=32, steps=4, batch=16, mirror=mirror, seed=3))
 
 
 def test_a_resumed_training_gives_the_same_weights_to_the_bit(tmp_path: Path) -> None:
@@ -68,6 +69,10 @@ def test_sample_and_restore_take_the_decoder(run: Path, tmp_path: Path) -> None:
     write_image(load_images("digits", "test")[0], digit)
     assert main(["restore", str(run), str(digit), "--damage", "hole", "-o", str(out), "--threads", "1"]) == 0
     assert (out / "digit-restored.png").exists()
+
+
+def test_images_are_used_left_to_right_as_well_where_that_is_asked_for() -> None:
+    assert torch.equal(tiny_trainer().images.flip(-1), tiny_trainer(mirror=True).images[32:])
 
 
 def test_fewer_images_than_a_batch_are_refused() -> None:

@@ -6,6 +6,7 @@ import torch
 from jiio import implicit, load, solve
 from jiio.data import load_images
 from jiio.tasks.generation import reconstruct, reconstruction
+from jiio.tasks.latent_fit import fit_latents
 from jiio.tasks.latent_model import start
 from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, Mask, PixelMask, damage, measure
 from jiio.tasks.restoration import (
@@ -61,6 +62,14 @@ def test_each_pixel_strays_by_a_variance_of_its_own() -> None:
     assert float(errors.max()) > 10 * float(errors.min())
     assert float(torch.corrcoef(torch.stack((model.residual_variance, errors)).flatten(1))[0, 1]) > 0.98
     assert float(model.residual_variance.mean()) == pytest.approx(float(errors.mean()), rel=0.05)
+
+
+def test_a_pixel_that_is_black_in_all_training_images_may_stray_a_little() -> None:
+    model, dark = tiny(torch.float64), images(32, torch.float64)
+    dark[:, :, 0] = 0
+    model.calibrate(dark)
+    fit_latents(model, dark)
+    assert float(model.residual_variance.min() / model.residual_variance.mean()) == pytest.approx(0.01, rel=0.01)
 
 
 def test_the_posterior_mean_keeps_what_is_known_and_fills_the_rest_from_the_range() -> None:
