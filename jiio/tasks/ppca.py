@@ -62,12 +62,13 @@ class PPCA:
         y = measurement.y.flatten(1).double()
         mask = torch.ones_like(measurement.y) if measurement.mask is None else measurement.mask
         mask = mask.double().expand(len(y), *measurement.image_shape).flatten(1)
-        precision = mask / (self.variance + measurement.sigma**2)
+        # A^T R^-1, of pixels that are known at all; with masks between 0 and 1, some are known in part
+        back = mask / torch.where(mask > 0, self.variance * mask.square() + measurement.sigma**2, 1.0)
         d = self.W.shape[1]
         outer = (self.W[:, :, None] * self.W[:, None, :]).flatten(1)
-        M = (precision @ outer).view(-1, d, d) + torch.eye(d, dtype=y.dtype)
-        latent = torch.linalg.solve(M, (precision * (y - self.mean)) @ self.W)
-        return latent, precision * (y - self.mean - latent @ self.W.T)
+        M = ((back * mask) @ outer).view(-1, d, d) + torch.eye(d, dtype=y.dtype)
+        latent = torch.linalg.solve(M, (back * (y - mask * self.mean)) @ self.W)
+        return latent, back * (y - mask * (self.mean + latent @ self.W.T))
 
     def _dense(self, measurement: Measurement) -> tuple[Tensor, Tensor]:
         """Any operator, the same for these samples, as a matrix: exact for each linear one."""

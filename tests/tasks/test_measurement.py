@@ -57,6 +57,8 @@ def test_noise_has_the_sigma_asked_for_and_none_where_nothing_is_measured() -> N
     assert float(measure(Identity(), clean, sigma=0.2).y.std()) == pytest.approx(0.2, rel=0.03)
     holed = measure(Hole(), clean, sigma=0.2)
     assert float(holed.y[holed.parameters[0] == 0].abs().max()) == 0
+    soft = measure(Mask(torch.full((1, 16, 16), 0.5)), clean, sigma=0.2)
+    assert float(soft.y.std()) == pytest.approx(0.2, rel=0.03)
 
 
 def test_select_takes_rows_of_everything() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jiio.data import load_images
-from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, PixelMask, measure
+from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, Mask, PixelMask, measure
 from jiio.tasks.ppca import PPCA, leading
 
 
@@ -30,7 +30,10 @@ def test_fit_is_the_maximum_likelihood_covariance() -> None:
     assert torch.allclose(fitted @ model.components, covariance @ model.components)
 
 
-@pytest.mark.parametrize("operator", [Identity(), Hole(2), PixelMask(0.6), GaussianBlur(0.7), Downsample(2)])
+SOFT = Mask(torch.linspace(0, 1, 36, dtype=torch.float64).view(1, 6, 6))
+
+
+@pytest.mark.parametrize("operator", [Identity(), Hole(2), PixelMask(0.6), SOFT, GaussianBlur(0.7), Downsample(2)])
 def test_posterior_mean_is_gaussian_conditioning_on_the_full_covariance(operator) -> None:
     images = data()
     model = PPCA.fit(images, 5)
