@@ -35,7 +35,7 @@ ENERGY_PROBES = 16
 COHERENT = 2.0  # scatter of tangents left by an operator, over what it leaves of their mean (docs/experiments.md)
 ROUGH_STEPS, ROUGH_TOL = 30, 0.1
 NOISELESS = 1e-4  # of the least residual variance: noise below this is none
-INVERSION_STEPS, INVERSION_TOL = 100, 1e-3
+INVERSION_STEPS, INVERSION_TOL = 300, 1e-3
 Gradient = Literal["exact", "first_order"]
 
 
