@@ -34,7 +34,7 @@ class TrainImages(Train):
     images: int = generation.Training.images
     """Training images used, chosen by the seed; 0 for all."""
     mirror: bool | None = None
-    """Whether each image is used left to right as well; those with colours are, if nothing is said."""
+    """Whether each image is used left to right as well, in twice the memory; those with colours are, if nothing is said."""
     batch: int = generation.Training.batch
     """Images a step."""
     learning_rate: float = generation.Training.learning_rate
