@@ -16,9 +16,8 @@ from torch import Tensor
 def image_grid(rows: Sequence[tuple[str, Tensor, Sequence[str] | None]], path: Path, *, title: str = "") -> Path:
     """One row of images for each (label, images (n, c, h, w) in [0, 1], captions below them or None)."""
     columns = max(len(images) for _, images, _ in rows)
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(1.05 * columns + 1.2, 1.25 * len(rows) + 0.4), squeeze=False
-    )
+    height = 1.25 * len(rows) + 0.4
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.05 * columns + 1.2, height), squeeze=False)
     for line, (label, images, captions) in zip(axes, rows, strict=True):
         for i, axis in enumerate(line):
             axis.set_xticks([])
@@ -32,7 +31,8 @@ def image_grid(rows: Sequence[tuple[str, Tensor, Sequence[str] | None]], path: P
                 axis.set_xlabel(captions[i], fontsize=7, labelpad=2)
         line[0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center", labelpad=8)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.subplots_adjust(top=1 - 0.45 / height)  # in inches: a share of a tall figure's height lies within its rows
+        figure.suptitle(title, fontsize=10, y=1 - 0.1 / height)
     return save(figure, path)
 
 
