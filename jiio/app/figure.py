@@ -31,7 +31,8 @@ def image_grid(rows: Sequence[tuple[str, Tensor, Sequence[str] | None]], path: P
                 axis.set_xlabel(captions[i], fontsize=7, labelpad=2)
         line[0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center", labelpad=8)
     if title:
-        figure.subplots_adjust(top=1 - 0.45 / height)  # in inches: a share of a tall figure's height lies within its rows
+        # in inches: a share of a tall figure's height lies within its rows
+        figure.subplots_adjust(top=1 - 0.45 / height)
         figure.suptitle(title, fontsize=10, y=1 - 0.1 / height)
     return save(figure, path)
 
