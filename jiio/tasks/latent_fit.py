@@ -14,9 +14,7 @@ from jiio.tasks.latent_model import LatentModel
 
 FIT_BATCH = 256  # images solved at once
 FIT_STEPS = 60  # most of a fit, which begins near the minimum: stragglers would take most of its time
-LEAST_VARIANCE = (
-    0.01  # of a pixel, in parts of the mean: one that is black in all training images need not be in the next
-)
+LEAST_VARIANCE = 0.01  # of a pixel, in parts of the mean: one that is black in all of these may not be in the next
 
 
 def fit_latents(
