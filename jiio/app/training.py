@@ -181,12 +181,12 @@ def run_training(
     team, began = trainer.team, time.perf_counter()
     with interrupt_waits() as interrupted:
         while trainer.step < trainer.steps:
-            figures = trainer.advance() | {"seconds": time.perf_counter() - began}
+            try:
+                figures = trainer.advance() | {"seconds": time.perf_counter() - began}
+            except torch.linalg.LinAlgError as error:  # decompositions raise where other operations return NaN
+                raise _diverged(trainer, folder, "what the training measures is not finite") from error
             if not math.isfinite(figures["loss"]):
-                raise UserError(
-                    f"the loss is {figures['loss']} after {trainer.step} steps: lower --learning-rate; {folder.path} keeps "
-                    "the last checkpoint"
-                )
+                raise _diverged(trainer, folder, f"the loss is {figures['loss']}")
             due = watches[:1] if trainer.step == 1 and log_every > 1 else []
             due += [watch for watch in watches if trainer.step % watch.every == 0]
             if due:
@@ -207,6 +207,12 @@ def run_training(
         save({})
         trainer.finish()
         folder.save_weights(trainer.model)
+
+
+def _diverged(trainer: Trainable[Any, Any], folder: RunFolder, sign: str) -> UserError:
+    return UserError(
+        f"{sign} after {trainer.step} steps: lower --learning-rate; {folder.path} keeps the last checkpoint"
+    )
 
 
 def _act(watches: Sequence[Watch], figures: Figures) -> None:

@@ -135,12 +135,11 @@ class GaussianBlur:
 
     def _along(self, side: int, like: Tensor) -> Tensor:
         """The kernel as a symmetric matrix (side, side), of the type of `like`."""
-        places = torch.arange(side, dtype=like.dtype, device=like.device)
         reach = max(1, round(3 * self.sigma))
-        offsets = torch.arange(-reach, reach + 1, dtype=like.dtype, device=like.device)
-        distance = (places[:, None] - places).abs()
-        kernel = torch.exp(-0.5 * (distance / self.sigma) ** 2) * (distance <= reach)
-        return kernel / torch.exp(-0.5 * (offsets / self.sigma) ** 2).sum()
+        places = torch.arange(-reach, side + reach, dtype=like.dtype, device=like.device)
+        offsets = places - places[reach : reach + side, None]
+        kernel = torch.exp(-0.5 * (offsets / self.sigma) ** 2) * (offsets.abs() <= reach)
+        return kernel[:, reach : reach + side] / kernel[0].sum()
 
     def adjoint(self, y: Tensor, *parameters: Tensor) -> Tensor:
         """A symmetric kernel with zero padding is its own adjoint."""

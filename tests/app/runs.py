@@ -38,9 +38,9 @@ def tiny_run(path: Path) -> RunFolder:
     return folder
 
 
-def tiny_trainer(*, steps: int = 12) -> Trainer:
+def tiny_trainer(*, steps: int = 12, learning_rate: float = 2e-3) -> Trainer:
     """A training of a few short epochs."""
-    training = Training(images=64, steps=steps, batch=16, joint_steps=6, seed=3)
+    training = Training(images=64, steps=steps, batch=16, joint_steps=6, seed=3, learning_rate=learning_rate)
     return Trainer(digits(100), CONFIG, training)
 
 

@@ -70,6 +70,12 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_what_to_do(
         trained(tmp_path, trainer)
 
 
+@pytest.mark.filterwarnings("ignore::jiio.ConvergenceWarning")
+def test_a_learning_rate_that_no_decomposition_survives_ends_the_training_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not finite after [12] steps: lower"):
+        trained(tmp_path, tiny_trainer(learning_rate=1e38))
+
+
 def test_a_checkpoint_of_another_optimiser_is_refused() -> None:
     trainer = tiny_trainer()
     earlier = torch.optim.Adam(trainer.model.parameters()).state_dict()
