@@ -16,11 +16,21 @@ def open_image(path: Path, *, channels: int) -> Image.Image:
         raise ValueError(f"images have 1 or 3 channels, got {channels}")
     try:
         with Image.open(path) as picture:
-            return picture.convert("L" if channels == 1 else "RGB")
+            return _eight_bits(picture, path).convert("L" if channels == 1 else "RGB")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no image file {str(path)!r}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable image: {error}") from error
+
+
+def _eight_bits(picture: Image.Image, path: Path) -> Image.Image:
+    """Grey values of 16 bits scaled to 8, where Pillow's own conversion makes white of all above 255."""
+    # older versions of Pillow call the 16 bits of these formats 32
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(picture, dtype=np.float32) / 257).round().astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"{path} holds numbers of 32 bits, and nothing says which is white: save it with 8 or 16 bits")
+    return picture
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

@@ -114,6 +114,31 @@ def test_images_survive_a_round_trip(tmp_path: Path) -> None:
         read_image(tmp_path / "b.png", channels=1)
 
 
+@pytest.mark.parametrize(
+    "mode, suffix", [("I;16", "png"), ("I;16", "tif"), ("L", "png"), ("P", "gif"), ("RGBA", "webp")]
+)
+def test_a_grey_ramp_is_the_same_in_every_mode(mode: str, suffix: str, tmp_path: Path) -> None:
+    ramp, file = np.arange(48).reshape(6, 8) * 5, tmp_path / f"ramp.{suffix}"
+    picture = Image.fromarray((ramp * 257).astype(np.uint16) if mode == "I;16" else ramp.astype(np.uint8))
+    (picture if mode == "I;16" else picture.convert(mode)).save(file, lossless=True)
+    for channels in (1, 3):
+        found = read_image(file, channels=channels)
+        assert float((found - torch.from_numpy(ramp / 255)).abs().max()) < 1.5 / 255
+
+
+def test_images_whose_white_nobody_knows_or_that_are_too_large_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (np.float32, np.int32):
+        Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "a.tif")
+        with pytest.raises(ValueError, match=r"a.tif holds numbers of 32 bits.*save it with 8 or 16 bits"):
+            read_image(tmp_path / "a.tif", channels=1)
+    Image.new("L", (9, 9)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(ValueError, match=r"large.png is not a readable image: Image size \(81 pixels\)"):
+        read_image(tmp_path / "large.png", channels=1)
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Nothing on the test's output."""
