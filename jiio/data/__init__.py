@@ -72,9 +72,10 @@ def load_images(
     if name == "faces64":
         return faces64(split, data_root(root))
     if name == "celeba":
-        return celeba(split, data_root(root), size=size or 64)
+        return celeba(split, data_root(root), size=64 if size is None else size)
     if name.startswith("folder:"):
-        return folder_images(Path(name.removeprefix("folder:")), split, size=size or 32, channels=channels or 3)
+        side = 32 if size is None else size
+        return folder_images(Path(name.removeprefix("folder:")), split, size=side, channels=channels or 3)
     raise ValueError(f"unknown data {name!r}: choose one of {', '.join(NAMES)}")
 
 

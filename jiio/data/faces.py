@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -26,17 +30,36 @@ def faces64(split: Split, root: Path) -> Tensor:
 def celeba(split: Split, root: Path, *, size: int = SIDE) -> Tensor:
     """The aligned images of a split, cropped to their central square and scaled, (n, 3, size, size) in [0, 1].
 
-    Reads ROOT/celeba/img_align_celeba/*.jpg (unpack img_align_celeba.zip there) and ROOT/celeba/list_eval_partition.txt.
+    Reads ROOT/celeba/img_align_celeba.zip, or what was unpacked from it there, and ROOT/celeba/list_eval_partition.txt.
     All images of the training split at 64x64 take 8 GB.
     """
     folder = root / "celeba"
     if not (folder / PARTITION).is_file():
-        raise FileNotFoundError(f"no CelebA in {root}: expected celeba/{PARTITION} and celeba/{ALIGNED}/")
-    files = [folder / ALIGNED / name for name in _names(folder / PARTITION, PARTS[split])]
-    pixels = torch.empty(len(files), 3, size, size)
-    for row, path in zip(pixels, files, strict=True):
-        row.copy_(to_tensor(ImageOps.fit(open_image(path, channels=3), (size, size), Image.Resampling.LANCZOS)))
+        raise FileNotFoundError(f"no CelebA in {root}: expected celeba/{PARTITION} and celeba/{ALIGNED}.zip")
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    names = _names(folder / PARTITION, PARTS[split])
+    pixels = torch.empty(len(names), 3, size, size)
+    with _aligned(folder) as opened:
+        for row, name in zip(pixels, names, strict=True):
+            row.copy_(to_tensor(ImageOps.fit(opened(name), (size, size), Image.Resampling.LANCZOS)))
     return pixels
+
+
+@contextmanager
+def _aligned(folder: Path) -> Iterator[Callable[[str], Image.Image]]:
+    """What opens an aligned image by its name: in the unpacked folder, or in the zip where there is none."""
+    zipped = folder / f"{ALIGNED}.zip"
+    if (folder / ALIGNED).is_dir() or not zipped.is_file():
+        yield lambda name: open_image(folder / ALIGNED / name, channels=3)
+        return
+    try:
+        with zipfile.ZipFile(zipped) as archive:
+            yield lambda name: open_image(zipped / name, channels=3, content=archive.read(f"{ALIGNED}/{name}"))
+    except KeyError as error:
+        raise FileNotFoundError(f"{zipped}: {error.args[0]}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{zipped} is not a whole zip: {error}") from error
 
 
 def _names(partition: Path, part: str) -> list[str]:

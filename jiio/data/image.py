@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,15 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 
-def open_image(path: Path, *, channels: int) -> Image.Image:
-    """The file as a grey (1) or colour (3) picture; `ValueError` naming it when it can't be read."""
+def open_image(path: Path, *, channels: int, content: bytes | None = None) -> Image.Image:
+    """The file as a grey (1) or colour (3) picture; `ValueError` naming it when it can't be read.
+
+    content: of the file, where it is no file of its own (it is in an archive).
+    """
     if channels not in (1, 3):
         raise ValueError(f"images have 1 or 3 channels, got {channels}")
     try:
-        with Image.open(path) as picture:
+        with Image.open(path if content is None else io.BytesIO(content)) as picture:
             return _eight_bits(picture, path).convert("L" if channels == 1 else "RGB")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no image file {str(path)!r}") from error

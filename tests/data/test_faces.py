@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from jiio.data import load_images
@@ -36,6 +38,32 @@ def test_celeba_that_is_not_there_or_not_itself(tmp_path: Path) -> None:
     (tmp_path / "celeba" / "list_eval_partition.txt").write_text("000009.jpg 0\n")
     with pytest.raises(FileNotFoundError, match="000009"):
         load_images("celeba", "train", root=tmp_path)
+
+
+def test_celeba_is_read_from_its_zip_where_it_is_not_unpacked(tmp_path: Path) -> None:
+    celeba_files(tmp_path)
+    unpacked = load_images("celeba", "train", root=tmp_path, size=16)
+    aligned, zipped = tmp_path / "celeba" / "img_align_celeba", tmp_path / "celeba" / "img_align_celeba.zip"
+    with zipfile.ZipFile(zipped, "w") as archive:
+        for path in aligned.iterdir():
+            archive.write(path, f"img_align_celeba/{path.name}")
+            path.unlink()
+    aligned.rmdir()
+    assert torch.equal(load_images("celeba", "train", root=tmp_path, size=16), unpacked)
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("000009.jpg 0\n")
+    with pytest.raises(FileNotFoundError, match=r"img_align_celeba.zip: .*000009.jpg"):
+        load_images("celeba", "train", root=tmp_path)
+    zipped.write_bytes(zipped.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"img_align_celeba.zip is not a whole zip"):
+        load_images("celeba", "train", root=tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_size_that_no_image_has_is_refused(tmp_path: Path, size: int) -> None:
+    celeba_files(tmp_path)
+    for name in ("celeba", f"folder:{tmp_path}"):
+        with pytest.raises(ValueError, match=f"size must be at least 1, got {size}"):
+            load_images(name, "train", root=tmp_path, size=size)
 
 
 def test_a_sheet_of_faces_is_read_row_by_row(tmp_path: Path) -> None:
