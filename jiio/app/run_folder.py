@@ -127,7 +127,9 @@ class RunFolder:
                 replace_bytes(file.with_suffix(".state"), checksum(weights, buffer.getvalue()) + buffer.getvalue())
                 replace_bytes(file, weights)
             finally:
-                kept = {whole.stem for whole in sorted(folder.glob("*.safetensors"))[-KEPT:]}
+                # what lies beyond was damaged, or the training would have gone on from there
+                whole = sorted(path.stem for path in folder.glob("*.safetensors") if path.stem <= file.stem)
+                kept = whole[-KEPT:]
                 for other in [path for path in folder.iterdir() if path.stem not in kept]:
                     other.unlink()
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import jiio
 from jiio.app.run_folder import RunFolder, UserError, user_input
+from jiio.load import newest_weights
 from tests.app.runs import tiny_run
 
 
@@ -50,6 +51,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, suffi
     state, problems = folder.load_checkpoint(model)
     assert state == {"step": 2} and model.weight[0, 0].item() == 2
     assert len(problems) == 1 and problems[0].startswith("00000003: ")
+
+
+def test_a_damaged_checkpoint_takes_no_place_among_those_kept(tmp_path: Path) -> None:
+    """Of a training that goes on from the one before and is interrupted ahead of the damaged one's step."""
+    folder = RunFolder(tmp_path)
+    for step in (10, 20):
+        folder.save_checkpoint(step, linear(step), {"step": step})
+    (tmp_path / "checkpoints" / "00000020.safetensors").write_bytes(b"cut off")
+    folder.save_checkpoint(15, linear(15), {"step": 15})
+    assert sorted(path.stem for path in (tmp_path / "checkpoints").glob("*.safetensors")) == ["00000010", "00000015"]
+    assert newest_weights(tmp_path).stem == "00000015"
 
 
 def test_checkpoints_that_are_all_damaged_are_an_error_and_leave_the_model_alone(tmp_path: Path) -> None:
