@@ -12,7 +12,9 @@ from jiio.app import train_generation as generation
 from jiio.app import train_vae as vae
 from jiio.app.commands import Train, text
 from jiio.app.launch import team_of, train
+from jiio.app.run_folder import UserError
 from jiio.app.training import Watch
+from jiio.data import resized
 
 Made = TypeVar("Made")
 
@@ -49,6 +51,8 @@ class TrainImages(Train):
 
     def made(self, make_trainer: Callable[..., Made], training: object) -> Made:
         """What a training's `make_trainer` makes of these options."""
+        if self.size is not None and not resized(self.data):
+            raise UserError(f"--size is for celeba and folders: the images of {self.data} have a size of their own")
         return make_trainer(
             self.data,
             training,

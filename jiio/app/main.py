@@ -135,7 +135,9 @@ LEAST = {
     "repeats": 1,
     "checkpoint_every": 1,
     "samples_every": 0,
+    "size": 1,
 }
+POSITIVE = ("radius", "learning_rate")
 
 
 def prepare(options: commands.Common) -> None:
@@ -149,13 +151,18 @@ def prepare(options: commands.Common) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if isinstance(options, commands.WithRun) and options.resume and options.overwrite:
         raise UserError("--resume goes on with a run and --overwrite deletes it: give one of them")
-    if (radius := getattr(options, "radius", None)) is not None and not radius > 0:
-        raise UserError(f"--radius must be positive, got {radius}")
+    for name in POSITIVE:
+        if (value := getattr(options, name, None)) is not None and not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} must be positive, got {value}")
+    if (penalty := getattr(options, "jacobian", None)) is not None and not penalty >= 0:
+        raise UserError(f"--jacobian must not be negative, got {penalty}")
     torch.set_num_threads(options.threads)
     try:
         device = torch.device(options.device)
     except RuntimeError as error:
         raise UserError(f"there is no device {options.device!r}: use cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"jiio does not run on the device {options.device!r}: use cpu or cuda")
     if device.type == "cuda":
         if (device.index or 0) >= torch.cuda.device_count():
             raise UserError(f"torch finds no CUDA device {device.index or 0} on this machine: use --device cpu")

@@ -30,6 +30,7 @@ __all__ = [
     "load_images",
     "load_labels",
     "read_image",
+    "resized",
     "write_image",
 ]
 
@@ -42,6 +43,11 @@ def data_root(root: str | Path | None) -> Path:
     if not Path(chosen).is_dir():
         raise FileNotFoundError(f"the data folder {str(chosen)!r} does not exist")
     return Path(chosen)
+
+
+def resized(name: str) -> bool:
+    """Whether images of this data are scaled to a size that is chosen."""
+    return name == "celeba" or name.startswith("folder:")
 
 
 def load_images(
