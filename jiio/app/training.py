@@ -183,7 +183,8 @@ def run_training(
         while trainer.step < trainer.steps:
             try:
                 figures = trainer.advance() | {"seconds": time.perf_counter() - began}
-            except torch.linalg.LinAlgError as error:  # decompositions raise where other operations return NaN
+            # decompositions raise where other operations return NaN
+            except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
                 raise _diverged(trainer, folder, "what the training measures is not finite") from error
             if not math.isfinite(figures["loss"]):
                 raise _diverged(trainer, folder, f"the loss is {figures['loss']}")
