@@ -79,7 +79,7 @@ def _evaluate_generator(options: Evaluate, folder: Path, model: Generator, confi
     test, prior = test[_chosen(options, len(test))], config.get("training", {}).get("prior", PRIOR)
     damages = _damages(options, model)
     extractor = _features(options, config, images=len(test))
-    baseline = PPCA.fit(train, model.config.latent)
+    baseline = _baseline(train, model.config.latent)
     total = evaluation.evaluated_images(len(test), options.draws, damages)
     with images_bar("evaluating", total=total) as watch:
         figures = evaluation.evaluate(
@@ -103,9 +103,10 @@ def _evaluate_vae(options: Evaluate, folder: Path, model: VAE, config: dict[str,
     train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
     test, damages = test[_chosen(options, len(test))], _damages(options, model.generator)
     extractor = _features(options, config, images=len(test))
+    baseline = _baseline(train, model.config.latent)
     with images_bar("evaluating", total=evaluate_vae.evaluated_images(len(test), options.draws, damages)) as watch:
         figures = evaluate_vae.evaluate(
-            model, PPCA.fit(train, model.config.latent), test, draws=options.draws, damages=damages, features=extractor,
+            model, baseline, test, draws=options.draws, damages=damages, features=extractor,
             seed=options.seed, watch=watch,
         )  # fmt: skip
     report = {"data": config["data"], "training_seconds": training_seconds(folder)} | figures
@@ -113,6 +114,12 @@ def _evaluate_vae(options: Evaluate, folder: Path, model: VAE, config: dict[str,
     if own_run(folder):
         console.print(f"wrote {RunFolder(folder).write_json('report.json', report)}")
     return report
+
+
+def _baseline(train: torch.Tensor, latent: int) -> PPCA:
+    """Probabilistic PCA of the training images; refused where a latent has as many entries as an image has numbers."""
+    with user_input():
+        return PPCA.fit(train, latent)
 
 
 def _damages(options: Evaluate, model: Generator) -> tuple[str, ...]:

@@ -27,7 +27,9 @@ class PPCA:
         """Maximum likelihood on images (n, channels, height, width), by the leading eigenvectors of their covariance."""
         flat = images.flatten(1).double()
         if not 1 <= latent < flat.shape[1]:
-            raise ValueError(f"latent must lie between 1 and {flat.shape[1] - 1}, got {latent}")
+            raise ValueError(
+                f"latent must lie between 1 and {flat.shape[1] - 1} for PCA of {flat.shape[1]} numbers an image, got {latent}"
+            )
         mean = flat.mean(0)
         centred = flat - mean
         values, vectors = leading(centred, latent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,15 @@ import torch
 from jiio.app.evaluate import Quality, enlarged, evaluate_damage
 from jiio.app.frechet import show_frechet
 from jiio.app.main import main
+from jiio.app.run_folder import RunFolder
 from jiio.data import load_images
 from jiio.load import load
-from jiio.models import Generator
+from jiio.models import Generator, generator
 from jiio.tasks.measurement import Downsample, Identity, measure
 from jiio.tasks.metrics import psnr
 from jiio.tasks.ppca import PPCA
 from jiio.tasks.ssim import ssim
-from tests.app.runs import digits, tiny_run
+from tests.app.runs import CONFIG, digits, tiny_run
 from tests.app.test_features import scripted
 
 
@@ -79,6 +81,15 @@ def test_mistakes_are_refused_before_any_work(run: Path, capsys: pytest.CaptureF
         assert main(["evaluate", str(run), "--threads", "1", *options]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_a_latent_as_large_as_an_image_has_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(CONFIG, latent=64)
+    folder = RunFolder(tmp_path)
+    folder.create({"task": "generation", "data": "digits", "size": None, "model": config.to_dict()})
+    folder.save_weights(generator(config))
+    assert main(["evaluate", str(tmp_path), "--images", "4", "--threads", "1"]) == 2
+    assert "latent must lie between 1 and 63 for PCA of 64 numbers an image, got 64" in capsys.readouterr().err
 
 
 def test_sums_of_quality_are_pooled_psnr_and_mean_ssim() -> None:

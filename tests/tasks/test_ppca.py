@@ -95,7 +95,7 @@ def test_complete_noiseless_data_give_back_the_image_and_shrunk_pca_in_range() -
 
 
 def test_bad_latent_is_named() -> None:
-    with pytest.raises(ValueError, match="latent must lie between 1 and 35, got 36"):
+    with pytest.raises(ValueError, match="latent must lie between 1 and 35 for PCA of 36 numbers an image, got 36"):
         PPCA.fit(data(), 36)
 
 
