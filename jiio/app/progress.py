@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from datetime import timedelta
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -74,14 +75,20 @@ def _begun(stage: str) -> None:
 
 
 class _Lines:
-    """A line at each of `PARTS` parts of the way."""
+    """A line at each of `PARTS` parts of the way, with the time that it took and what is left at this speed."""
 
     def __init__(self, label: str, total: int, done: int = 0):
-        self.label, self.total, self.done, self.began = label, total, done, time.perf_counter()
+        self.label, self.total, self.done, self.first = label, total, done, done
+        self.began = time.perf_counter()
 
     def add(self, count: int, state: str = "") -> None:
         """So many more are done; a line where they complete a part."""
         before, self.done = self.done, self.done + count
         if self.done * PARTS // self.total > before * PARTS // self.total:
-            seconds = f"{time.perf_counter() - self.began:.0f} s"
-            console.print("  ".join(filter(None, (f"{self.label}: {self.done} of {self.total}", state, seconds))))
+            seconds = time.perf_counter() - self.began
+            clock = f"{seconds:.0f} s"
+            if self.done < self.total:
+                left = seconds * (self.total - self.done) / (self.done - self.first)
+                clock += f", {timedelta(seconds=round(left))} left"
+            line = "  ".join(filter(None, (f"{self.label}: {self.done} of {self.total}", state, clock)))
+            console.print(line, soft_wrap=True)

@@ -15,7 +15,17 @@ def test_a_pipe_gets_a_line_at_each_tenth_of_the_images(capsys: pytest.CaptureFi
             watch(count)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == [f"attacks: {done} of 60" for done in (6, 29, 60)]
-    assert all(line.endswith(" s") for line in lines)
+    assert lines[0].endswith(" left") and lines[1].endswith(" left") and lines[2].endswith(" s")
+
+
+def test_a_pipe_is_told_how_long_a_resumed_training_will_take(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter((100.0, 400.0, 700.0))
+    monkeypatch.setattr("jiio.app.progress.time.perf_counter", lambda: next(now))
+    steps_bar((STEP for _ in range(8)), total=40, label="training", done=28)
+    lines = [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["300 s, 0:10:00 left", "600 s, 0:05:00 left"]
 
 
 def test_a_pipe_gets_the_state_of_a_resumed_training(capsys: pytest.CaptureFixture[str]) -> None:
