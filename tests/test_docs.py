@@ -65,3 +65,21 @@ def test_the_example_of_a_solver_converges(readme: dict[str, Any]) -> None:
     joint = solve(problem, problem.start(x=torch.zeros(8, 5), z=torch.zeros(8, 20)), solver=solver)
     assert bool(joint.converged.all())
     assert torch.allclose(joint.cost, readme["solution"].cost, rtol=1e-2)
+
+
+class Inception(torch.nn.Module):
+    """Takes what the TorchScript file of that name takes, and gives features only when asked."""
+
+    def forward(self, img: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        assert img.size(1) == 3
+        means = ((img - 128) / 128).mean((2, 3))
+        return means if return_features else means.softmax(1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated.*:DeprecationWarning")
+def test_the_inception_network_is_given_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.jit.script(Inception()).save(str(tmp_path / "inception-2015-12-05.pt"))
+    monkeypatch.chdir(tmp_path)
+    features = executed("docs/extending.md", "return_features")["features"]
+    assert features(torch.ones(2, 1, 4, 4)).tolist() == [[127 / 128] * 3] * 2
+    assert features(torch.zeros(2, 3, 4, 4)).tolist() == [[-1.0] * 3] * 2
