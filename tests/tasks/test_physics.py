@@ -16,22 +16,13 @@ from jiio.tasks.restoration import restore
 from tests.tasks.test_generation import fitted, images
 
 SHAPE = (1, 8, 8)
-LIBRARIES: list[Any] = []  # torch forgets the operators of a library that is collected
 
 
 @pytest.fixture(scope="module")
-def physics() -> Any:
-    """deepinv.physics. It imports torchvision, which fails beside a CPU build of torch for want of two operators: they are
-    declared here, in the tests alone."""
+def physics(torchvision: None) -> Any:
+    """deepinv.physics."""
     if importlib.util.find_spec("deepinv") is None:
         pytest.skip("deepinv is not installed: pip install 'jiio[inverse]'")
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        LIBRARIES.append(library)
     return importlib.import_module("deepinv.physics")
 
 

@@ -38,6 +38,15 @@ def test_the_figures_are_those_of_the_published_formula(shape: tuple[int, ...]) 
     assert 0 < float(found.max()) < 0.9
 
 
+@pytest.mark.usefixtures("torchvision")
+@pytest.mark.parametrize("shape", [(3, 1, 8, 8), (2, 3, 32, 32)])
+def test_the_figures_are_those_of_torchmetrics(shape: tuple[int, ...]) -> None:
+    measure = pytest.importorskip("torchmetrics.functional.image").structural_similarity_index_measure
+    images, truth = pictures(shape)
+    expected = measure(images.clamp(0, 1), truth, data_range=1.0, reduction="none")
+    assert torch.allclose(ssim(images, truth), expected, atol=1e-5)
+
+
 def test_equal_images_have_1_and_a_flat_image_of_the_same_mean_has_little() -> None:
     _, truth = pictures((2, 1, 16, 16))
     assert torch.allclose(ssim(truth, truth), torch.ones(2))
