@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jiio.app.main import main
-from jiio.app.sample import added, decode, density_of
+from jiio.app.sample import COLUMNS, added, decode, density_of, interpolation
 from jiio.load import load
 from jiio.models import Generator
 from tests.app.runs import tiny_run
@@ -41,6 +41,19 @@ def test_a_density_that_belongs_to_a_vae_is_refused(run: Path, capsys: pytest.Ca
 def test_latents_that_cancel_leave_the_third_image(model: Generator) -> None:
     a, c = torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(added(model, torch.cat((a, a, c))), decode(model, c), atol=1e-3)
+
+
+def test_an_interpolation_goes_straight_from_one_image_to_another(
+    model: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, drawn = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), []
+    monkeypatch.setattr("jiio.app.sample.image_grid", lambda rows, path: (drawn.extend(rows), path)[1])
+    interpolation(model, x, tmp_path / "interpolation.png")
+    shown = torch.stack([images for _, images, _ in drawn])
+    assert shown.shape == (3, COLUMNS, 1, 8, 8)
+    for column in (0, 3, COLUMNS - 1):
+        latents = x[:3] + column / (COLUMNS - 1) * (x[3:] - x[:3])
+        assert torch.allclose(shown[:, column], decode(model, latents), atol=1e-3)
 
 
 def test_the_densities_to_draw_from_are_a_mixture_one_gaussian_and_a_unit_gaussian(model: Generator) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from jiio.app.main import main
 from jiio.app.run_folder import RunFolder, UserError
 from jiio.app.train_generation import Trainer, Training, default_config
 from jiio.app.training import chosen, run_training
+from jiio.models import generator
 from jiio.tasks.image_rule import refit_tangent
 from tests.app.runs import CONFIG, tiny_trainer, trained, whole_and_resumed
 
@@ -134,6 +136,31 @@ def test_the_full_preset_has_four_scales_from_32_down_to_4(side: int, cell: str)
     config = default_config((3, side, side), cell=cell, preset="full")
     assert config.shapes == ((32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4))
     assert config.cell == cell
+
+
+@pytest.mark.parametrize("cell", ["well_posed", "mdeq"])
+def test_every_weight_of_four_scales_has_its_share_in_an_image(cell: str) -> None:
+    torch.manual_seed(0)
+    model = generator(default_config((3, 32, 32), cell=cell, preset="full"))
+    x = torch.randn(1, model.config.latent)
+    f, z = model.cell(), model.start(x)
+    for _ in range(4):  # from the coarsest scale to the finest
+        z = f(z, x)
+    image = model.readout(z)
+    image.square().sum().backward()
+    assert image.shape == (1, 3, 32, 32)
+    assert all(weight.grad is not None and weight.grad.norm() > 0 for weight in model.parameters())
+
+
+def test_the_precision_of_the_command_line_is_that_of_the_cell(tmp_path: Path) -> None:
+    small = ["--steps", "1", "--images", "16", "--batch", "16", "--latent", "4", "--joint-steps", "2", "--threads", "1"]
+    losses = []
+    for precision in ("32", "bf16"):
+        output = tmp_path / precision
+        assert main(["train", "generation", *small, "--precision", precision, "--output", str(output)]) == 0
+        losses.append(json.loads((output / "metrics.jsonl").read_text())["loss"])
+        assert load_file(output / "weights.safetensors")["weight"].dtype == torch.float32
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
 
 
 def test_the_full_preset_refuses_sides_that_four_scales_do_not_divide() -> None:

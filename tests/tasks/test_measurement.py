@@ -50,6 +50,9 @@ def test_a_hole_takes_a_tenth_of_the_area() -> None:
     mask = measure(Hole(), torch.ones(3, 1, 28, 28)).parameters[0]
     assert mask.shape == (3, 1, 28, 28)
     assert (1 - mask).flatten(1).sum(1).tolist() == [81.0] * 3
+    face = 1 - measure(Hole(), torch.ones(2, 3, 64, 64)).parameters[0]
+    assert [(int(one.any(1).sum()), int(one.any(0).sum())) for one in face[:, 0]] == [(20, 20)] * 2
+    assert face.flatten(1).sum(1).tolist() == [400.0] * 2
 
 
 def test_noise_has_the_sigma_asked_for_and_none_where_nothing_is_measured() -> None:
@@ -71,6 +74,10 @@ def test_select_takes_rows_of_everything() -> None:
 def test_damages_have_names() -> None:
     assert damage("hole") == (Hole(), 0.0)
     assert damage("noise-0.2") == (Identity(), 0.1)
+    assert damage("pixels") == (PixelMask(0.5), 0.0)
+    assert damage("blur") == (GaussianBlur(1.0), 0.0)
+    assert damage("downsample") == (Downsample(2), 0.0)
+    assert damage("superresolution") == (Downsample(4), 0.0)
     with pytest.raises(ValueError, match="unknown damage 'rain': choose one of hole, pixels"):
         damage("rain")
 
