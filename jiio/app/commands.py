@@ -147,7 +147,8 @@ def restore(options: Restore) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnose(WithData):
-    """Explain how the inner solve of a model behaves and what to change: contraction, curvature, lag, gradient error.
+    """Explain how the inner solve of a model behaves and what to change: contraction, curvature, lag, how the latents lie,
+    gradient error.
 
     Example: jiio diagnose digits-generator
     """

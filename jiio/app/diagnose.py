@@ -18,12 +18,13 @@ from jiio.solution import Solution, Status
 from jiio.solve import solve
 from jiio.step import Step
 from jiio.tasks.generation import SOLVER, reconstruction, reconstruction_step
-from jiio.tasks.latent_model import solve_equilibrium, start
+from jiio.tasks.latent_model import density, solve_equilibrium, start
 from jiio.tasks.measurement import damage, measure
 from jiio.tasks.restoration import DamagedLoss
 
 OVERSHOOT = 20.0  # curvature after preconditioning that the safeguards of a step no longer make up for
 ALIGNED = 0.95  # cosine below which the first-order outer gradient is called off
+DRAWN = 1000  # latents whose energies say what is usual
 CURVED = 16  # samples whose curvatures are looked at
 DELAYED = 0.9  # spectral radius above which z and mu answer so slowly that they set the pace
 
@@ -31,7 +32,8 @@ DELAYED = 0.9  # spectral radius above which z and mu answer so slowly that they
 def diagnose(
     model: Generator, images: Tensor, *, prior: float, seed: int = 0, picture: Path | None = None
 ) -> dict[str, Any]:
-    """Contraction, curvature, residual traces, status counts, gradient error; `advice` says what to change."""
+    """Contraction, curvature, residual traces, status counts, how the latents lie, gradient error; `advice` says what to
+    change."""
     with torch.no_grad():
         f = model.cell()
         problem = reconstruction(model, images, prior=prior)
@@ -52,6 +54,7 @@ def diagnose(
         "lag": lag(solution),
         "spectral_radius": {"median": float(radius.median()), "largest": float(radius.max())},
         **curvatures(problem, step, solution),
+        "latents": latents(model, x, seed=seed),
         "gradient": gradient_error(model, images[:8]),
         "report": solution.report(),
     }
@@ -94,6 +97,19 @@ def lag(solution: Solution[State]) -> dict[str, float]:
     values = torch.stack([point.residual[:, :2].amax(1) for point in solution.trace])
     values = values[values.isfinite()]
     return {"median": float(values.median()), "largest": float(values.max())}
+
+
+def latents(model: Generator, x: Tensor, *, seed: int) -> dict[str, Any]:
+    """Over how many directions the latents of the training images spread (the participation ratio of their variances), and
+    -log p, up to a number, of the latents `x` and of draws from that density: it covers images whose energies are alike."""
+    fitted = density(model)
+    variances = torch.linalg.eigvalsh(torch.linalg.inv(fitted.gaussian().precision[0]).double())
+    drawn = fitted.sample(DRAWN, torch.Generator().manual_seed(seed))
+    return {
+        "size": len(variances),
+        "directions": float(variances.sum() ** 2 / variances.square().sum()),
+        "energy": {"images": float(fitted.energy(x).mean()), "drawn": float(fitted.energy(drawn).mean())},
+    }
 
 
 def gradient_error(model: Generator, images: Tensor) -> dict[str, float]:
@@ -140,7 +156,7 @@ def advice(result: dict[str, Any]) -> list[str]:
 
 def describe(result: dict[str, Any]) -> list[str]:
     """The result of `diagnose` for a person."""
-    seen, curvature = result["preconditioned"], result["curvature"]
+    seen, curvature, lying = result["preconditioned"], result["curvature"], result["latents"]
     return [
         result["report"],
         f"steps to converge: median {result['steps']['median']:.0f}, most {result['steps']['most']}",
@@ -149,6 +165,8 @@ def describe(result: dict[str, Any]) -> list[str]:
         f"lag of z and mu while x moves: median {result['lag']['median']:.1e}, largest {result['lag']['largest']:.1e}",
         f"curvature of the latents: {curvature['least']:.3g} to {curvature['largest']:.3g}; after preconditioning "
         f"{seen['least']:.2f} to {seen['largest']:.2f} (medians; 1 is ideal), at worst {seen['worst']:.1f}",
+        f"latents: spread over {lying['directions']:.1f} of {lying['size']} directions; energy under the density that samples "
+        f"are drawn from: these images {lying['energy']['images']:.1f}, samples {lying['energy']['drawn']:.1f}",
         f"first-order outer gradient: cosine {result['gradient']['cosine']:.3f}, relative error "
         f"{result['gradient']['relative_error']:.2f} against the exact one",
         *(f"- {line}" for line in result["advice"]),

@@ -3,11 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
-from jiio.app.diagnose import advice, diagnose
+from jiio.app.diagnose import advice, diagnose, latents
 from jiio.load import load
-from jiio.models import Generator
-from tests.app.runs import digits
+from jiio.models import Generator, generator
+from tests.app.runs import CONFIG, digits
 
 HEALTHY: dict[str, Any] = {
     "samples": 8,
@@ -23,6 +24,18 @@ def test_a_diagnosis_is_repeated_by_its_seed() -> None:
     assert isinstance(model, Generator)
     first, again = (diagnose(model, digits(4), prior=0.05, seed=1) for _ in range(2))
     assert first == again
+
+
+def test_latents_are_measured_by_the_density_that_samples_come_from() -> None:
+    model = generator(CONFIG)
+    variances = torch.tensor([9.0, 9.0, 1e-4, 1e-4])
+    model.density_precision[0] = torch.diag(1 / variances)
+    usual = variances.sqrt() * torch.randn(2000, 4, generator=torch.Generator().manual_seed(1))
+    found = latents(model, usual, seed=0)
+    assert found["size"] == 4 and found["directions"] == pytest.approx(2, rel=1e-3)
+    assert found["energy"]["images"] == pytest.approx(2, rel=0.1)  # half a nat for each direction
+    assert found["energy"]["drawn"] == pytest.approx(2, rel=0.1)
+    assert latents(model, usual + torch.tensor([9.0, 0, 0, 0]), seed=0)["energy"]["images"] > 6
 
 
 def test_a_healthy_model_needs_no_change() -> None:

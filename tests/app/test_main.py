@@ -161,6 +161,7 @@ def test_diagnose_says_what_to_change(run: str, capsys: pytest.CaptureFixture[st
     text = capsys.readouterr().out
     for part in ("samples converged", "spectral radius", "lag of z and mu", "curvature", "outer gradient", "\n- "):
         assert part in text
+    assert "of 4 directions" in text
     assert (Path(run) / "diagnose.png").exists()
 
 
