@@ -16,6 +16,7 @@ from jiio.app.progress import images_bar
 from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.app.table import console
 from jiio.models import VAE, Classifier, ContextClassifier, Generator
+from jiio.tasks.frechet import features_of
 from jiio.tasks.generation import PRIOR
 from jiio.tasks.measurement import EVALUATED, damage
 from jiio.tasks.ppca import PPCA
@@ -78,7 +79,7 @@ def _evaluate_generator(options: Evaluate, folder: Path, model: Generator, confi
     train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
     test, prior = test[_chosen(options, len(test))], config.get("training", {}).get("prior", PRIOR)
     damages = _damages(options, model)
-    extractor = _features(options, config, images=len(test))
+    extractor = _features(options, config, test)
     baseline = _baseline(train, model.config.latent)
     total = evaluation.evaluated_images(len(test), options.draws, damages)
     with images_bar("evaluating", total=total) as watch:
@@ -102,7 +103,7 @@ def _evaluate_vae(options: Evaluate, folder: Path, model: VAE, config: dict[str,
 
     train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
     test, damages = test[_chosen(options, len(test))], _damages(options, model.generator)
-    extractor = _features(options, config, images=len(test))
+    extractor = _features(options, config, test)
     baseline = _baseline(train, model.config.latent)
     with images_bar("evaluating", total=evaluate_vae.evaluated_images(len(test), options.draws, damages)) as watch:
         figures = evaluate_vae.evaluate(
@@ -130,15 +131,19 @@ def _damages(options: Evaluate, model: Generator) -> tuple[str, ...]:
     return tuple(dict.fromkeys(options.damages))
 
 
-def _features(options: Evaluate, config: dict[str, Any], *, images: int) -> Features | None:
-    """The extractor of the Frechet distance; None, with the reason, where there can be none."""
+def _features(options: Evaluate, config: dict[str, Any], test: torch.Tensor) -> Features | None:
+    """The extractor of the Frechet distance, tried on two images before any work; None, with the reason, where there can
+    be none."""
     from jiio.app.frechet import LEAST
 
-    found = features(options.features, config["data"], device=options.device)
+    found, images = features(options.features, config["data"], device=options.device), len(test)
     if found is None:
         console.print(f"no Frechet distance: the package has no classifier of {config['data']}; --features takes yours")
     elif images < LEAST:
         raise UserError(f"a Frechet distance needs {LEAST} images or more, got --images {images}")
+    else:
+        with user_input():
+            features_of(found.extractor, test[:2], device=options.device)
     return found
 
 

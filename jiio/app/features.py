@@ -50,7 +50,16 @@ def _of_classifier(run: str, device: str) -> Features:
         model, task = load(folder, device=device), read_config(folder)["task"]
     if not isinstance(model, Classifier):
         raise UserError(f"--features {run}: it is a run of {task}, not of a classifier; give {CHOICES}")
-    return Features(folder.name, pooled_features(model))
+    pooled, needed = pooled_features(model), tuple(model.config.image_shape)
+
+    def extract(images: Tensor) -> Tensor:
+        if tuple(images.shape[1:]) != needed:
+            raise UserError(
+                f"--features {run}: it takes images of shape {needed}, these are of {tuple(images.shape[1:])}"
+            )
+        return pooled(images)
+
+    return Features(folder.name, extract)
 
 
 def _of_function(path: str) -> Extractor:

@@ -76,6 +76,8 @@ def test_mistakes_are_refused_before_any_work(run: Path, capsys: pytest.CaptureF
     for options, message in [
         (("--damages", "hole", "rust"), "unknown damage 'rust': choose one of hole, pixels, blur, downsample, super"),
         (("--features", "inception"), "--features inception: there is no such file or run"),
+        (("--features", "mnist-classifier"), "it takes images of shape (1, 28, 28), these are of (1, 8, 8)"),
+        (("--features", "torch:zeros_like"), "the extractor must return (2, features) for 2 images, got (2, 1, 8, 8)"),
         (("--images", "3"), "a Frechet distance needs 4 images or more, got --images 3"),
     ]:
         assert main(["evaluate", str(run), "--threads", "1", *options]) == 2
