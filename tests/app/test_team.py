@@ -40,15 +40,19 @@ def worker(rank: int, port: int, output: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def alone() -> tuple[Trainer, dict]:
     """The same training in one process."""
     return make_trainer("digits", Training(images=64, steps=STEPS, batch=16, joint_steps=4), latent=4)
 
 
 def test_two_processes_train_as_one_does_and_an_interrupt_of_one_saves_for_all(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     workers = [worker(rank, port, tmp_path) for rank in range(2)]
     log, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
@@ -73,6 +77,27 @@ def test_two_processes_train_as_one_does_and_an_interrupt_of_one_saves_for_all(t
         trainer.advance()
     assert torch.allclose(trainer.latents, resumed.latents, atol=1e-3)
     assert resumed.advance()["loss"] == pytest.approx(trainer.advance()["loss"], rel=1e-4)
+
+
+def test_fabric_run_joins_its_processes(tmp_path: Path) -> None:
+    script, output = tmp_path / "run.py", tmp_path / "run"
+    script.write_text("import sys\nfrom jiio.app.main import main\nsys.exit(main())\n")
+    fabric = [
+        Path(sys.executable).parent / "fabric",
+        "run",
+        "--devices=2",
+        "--accelerator=cpu",
+        f"--main-port={free_port()}",
+    ]
+    command = [*fabric, script, "--", *TRAIN, "--steps=10", "--output", output]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 processes") == 1
+    trainer, _ = make_trainer("digits", Training(images=64, steps=10, batch=16, joint_steps=4), latent=4)
+    losses = [trainer.advance()["loss"] for _ in range(10)]
+    lines = [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert lines == pytest.approx([losses[0], losses[9]], rel=1e-4)
 
 
 def generation(team: Team) -> Trainable:
