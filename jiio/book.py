@@ -135,7 +135,7 @@ class Book:
         look = _Look.of(now)
         excess = (look.residual / self.tol).max(1)
         broken = look.broken
-        diverged = self._diverged(look, excess)
+        diverged = self._diverged(look)
         self._track_best(k, now.value, look, excess, broken)
         status = np.full(len(self.rows), int(Status.BUDGET))
         status[k - self.progress >= STALL_STEPS] = int(Status.STALLED)
@@ -145,20 +145,21 @@ class Book:
         ended = ~self.finished & (last | (status != int(Status.BUDGET)))
         if not ended.any():
             return False
-        if not last and (ended & (look.merit == np.inf) & ~broken).any():
-            now = F.measure(F.settled(s))
-            look = _Look.of(now)
-        self._store(k, now.value, look, status, ended)
+        behind = ended & (look.merit == np.inf) & ~broken if not last else np.zeros_like(ended)
+        if behind.any():  # these alone: a neighbour that ends at the same look is returned as it was seen
+            settled = F.measure(F.settled(s))
+            self._store(k, settled.value, _Look.of(settled), status, behind)
+        self._store(k, now.value, look, status, ended & ~behind)
         self.finished |= ended
         return bool(self.finished.all())
 
-    def _diverged(self, look: _Look, excess: Floats) -> Mask:
+    def _diverged(self, look: _Look) -> Mask:
         """By the first block's absolute residual: a relative one stays at 1 however far the iterate runs away."""
         relative, defect = look.residual[:, 0], look.defect
         # a start at z = 0 has nothing to grow from: growth counts while the iterate also stays far from the map's value
         grown = (defect > DIVERGENCE_FACTOR * self.least_defect) & (relative > FAR)
         self.growing = np.where(grown, self.growing + 1, 0)
-        runaway = (look.scale == np.inf) | (excess == np.inf)
+        runaway = (look.scale == np.inf) | (look.residual == np.inf).any(1)
         # a settled block may grow a thousandfold again, harmlessly, when another begins to move
         floor = np.maximum(defect, SETTLED * look.scale)
         # where f(z, x) = 0, as f(0, x) may be at the start, there is nothing that could grow

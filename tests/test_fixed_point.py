@@ -64,6 +64,13 @@ def test_leaving_the_float_range_is_divergence_not_nan() -> None:
     assert (solution.status == Status.DIVERGED).all()
 
 
+def test_a_tolerance_that_no_residual_meets_is_no_divergence() -> None:
+    """Divided by it a residual leaves the float range."""
+    solution = fixed_point(torch.cos, torch.ones(2, 1, dtype=torch.float64), tol=5e-324, on_failure="ignore")
+    assert not bool((solution.status == Status.DIVERGED).any())
+    assert float((solution.value.cos() - solution.value).abs().max()) < 1e-15
+
+
 def test_nan_from_the_map_is_non_finite() -> None:
     def F(s: Tensor) -> Tensor:
         return torch.where(torch.arange(len(s))[:, None] == 1, torch.nan, s.cos())

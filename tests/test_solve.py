@@ -97,6 +97,23 @@ def test_mixed_batch_solve_equals_single_solves(dtype, tolerance: float, name: s
     assert_equal_to_single(problem, tolerance, solver=SOLVERS[name], step=Step(0.05), max_steps=300, tol=tol)
 
 
+def test_a_sample_that_runs_away_changes_none_that_converges_at_the_same_look() -> None:
+    """Its z is brought up to date before it is returned; that of the others, here just below its tolerance, is not."""
+    gain = torch.linspace(0.3, 0.8, 400, dtype=torch.float64)[:, None]
+    gain[-1] = 2.0
+    problem = Problem(lambda z, x, q: q * z + x, lambda z, x, q: (x - 1).square().sum(1), context=(gain,))
+    start = problem.start(torch.linspace(0.5, 0.995, 400, dtype=torch.float64)[:, None], torch.ones_like(gain))
+    rows = torch.arange(399)
+    options = {"step": Step(0.1, lag=None), "on_failure": "ignore"}
+    together = solve(problem, start, **options)
+    apart = solve(problem.select(rows), tree.select(start, rows), **options)
+    assert together.status[-1] == Status.DIVERGED
+    assert int((apart.steps == together.steps[-1]).sum()) > 100
+    assert torch.equal(together.status[rows], apart.status) and torch.equal(together.residual[rows], apart.residual)
+    for a, b in zip(tree.select(together.value, rows), apart.value, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_a_nan_sample_is_reported_and_changes_no_other(solver) -> None:
     problem = smooth_problem(SmoothCell(), batch=4)
