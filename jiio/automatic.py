@@ -126,8 +126,10 @@ def damped_inverse(
         work.add(f=len(start.x), vjp=len(start.x), cost_grad=len(start.x))
         now, carried = problem.sweep(start), Step(rate, tangent=tangent)
         gradient = carried.reduced(now.x, start.mu, now.mu)
-        size = tree.norm(start.z) + metric.diagonal(dim1=1, dim2=2).sum(1).sqrt()
-        steepest = torch.linalg.vector_norm(tree.times(vectors.mT, gradient.double()), dim=1) / (FARTHEST * size)
+        moves = metric.diagonal(dim1=1, dim2=2).sum(1).sqrt()
+        steepest = torch.linalg.vector_norm(tree.times(vectors.mT, gradient.double()), dim=1)
+        # where x does not move z, the size of z says nothing about how far x may go: of z = 0 it would be nowhere at all
+        steepest = torch.where(moves > 0, steepest / (FARTHEST * (tree.norm(start.z) + moves)), 0.0)
         # of each sample its own: a neighbour that is far steeper, or NaN, has no say in a sample's step
         steepest = steepest.amax(0, keepdim=True) if len(values) == 1 else steepest
         largest = torch.maximum(values.amax(1), steepest)

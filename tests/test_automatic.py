@@ -184,6 +184,17 @@ def test_a_start_where_the_cost_is_flat_has_converged(dtype: torch.dtype, batch:
         assert torch.equal(solution.value.x, x)
 
 
+@pytest.mark.parametrize("bias", [0.0, 1e-4, 1.0])
+@pytest.mark.parametrize("measured", [False, True], ids=["automatic", "newton"])
+def test_an_input_that_does_not_move_z_goes_as_far_as_its_cost_says(bias: float, measured: bool) -> None:
+    """Bounded by the size of z it was called converged at its start, where z is 0."""
+    problem = Problem(lambda z, x: 0.5 * torch.tanh(z) + bias, lambda z, x: (x - 3).square().sum(1))
+    start = problem.start(torch.zeros(2, 3), torch.zeros(2, 4))
+    solution = solve(problem, start, step=newton_step(problem, start) if measured else None)
+    assert bool(solution.converged.all())
+    assert float((solution.value.x - 3).abs().max()) < 0.05
+
+
 @pytest.mark.parametrize("constraint", [Free(), Box(-1.0, 1.0)], ids=["free", "box"])
 def test_a_cost_in_other_units_is_solved_as_well(constraint: Constraint) -> None:
     draw = torch.Generator().manual_seed(0)
