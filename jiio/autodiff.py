@@ -20,10 +20,12 @@ def pull(
     *,
     graph: bool = False,
     retain: bool = False,
+    refusal: str | None = None,
 ) -> list[Tensor]:
     """sum_i (d outputs_i / d inputs)^T seeds_i; zeros for an input that no output depends on.
 
     graph: the result can be differentiated again.  retain: the same outputs can be pulled back once more.
+    refusal: what a `ValueError` says where no output depends on any of the inputs.
 
     >>> x = torch.ones(2, requires_grad=True)
     >>> pull([3 * x, torch.zeros(2)], [torch.ones(2), torch.ones(2)], [x])
@@ -31,16 +33,19 @@ def pull(
     """
     # autograd refuses outputs that depend on nothing, such as a cost that ignores z
     used = [(output, seed) for output, seed in zip(outputs, seeds, strict=True) if output.requires_grad]
-    if not used:
-        return [torch.zeros_like(leaf) for leaf in inputs]
-    return list(
-        torch.autograd.grad(
+    found: Sequence[Tensor | None] = [None] * len(inputs)
+    if used:
+        found = torch.autograd.grad(
             [output for output, _ in used],
             list(inputs),
             [seed for _, seed in used],
             create_graph=graph,
             retain_graph=graph or retain,
             allow_unused=True,
-            materialize_grads=True,
         )
-    )
+    if refusal is not None and all(part is None for part in found):
+        raise ValueError(refusal)
+    return [
+        torch.zeros_like(leaf, requires_grad=graph) if part is None else part
+        for leaf, part in zip(inputs, found, strict=True)
+    ]

@@ -135,10 +135,10 @@ class Problem:
             seen = tree.apply(variable, fz)
             cost = self.cost(seen, x, *self.context)
         self.check_cost(cost, len(x))
-        _require_graph(fz, cost)
-        *slope, own = pull([cost], [torch.ones_like(cost)], [*tree.leaves(seen), x])
+        # that they require grad, as weights do too, is not enough
+        *slope, own = pull([cost], [torch.ones_like(cost)], [*tree.leaves(seen), x], refusal=_detached("cost"))
         adjoint = tree.apply(torch.add, state.mu, tree.build(state.mu, slope))
-        *pulled, through = pull(tree.leaves(fz), tree.leaves(adjoint), [*tree.leaves(z), x])
+        *pulled, through = pull(tree.leaves(fz), tree.leaves(adjoint), [*tree.leaves(z), x], refusal=_detached("f"))
         return Sweep(tree.detach(fz), cost.detach(), adjoint, tree.build(state.mu, pulled), through + own)
 
     def select(self, rows: Tensor) -> Problem:
@@ -186,16 +186,16 @@ def _form(part: Tree) -> tuple[str, list[tuple[tuple[int, ...], torch.dtype]]]:
     return tree.outline(part), [(tuple(leaf.shape), leaf.dtype) for leaf in tree.leaves(part)]
 
 
+def _detached(name: str) -> str:
+    return f"{name}(z, x) does not depend on z or x as autograd sees it: is it under no_grad or inference_mode, or detached?"
+
+
 def _require_graph(fz: Tree, cost: Tensor) -> None:
     """`ValueError` for an f or a cost whose gradient would silently be 0."""
     if not any(leaf.requires_grad for leaf in tree.leaves(fz)):
-        raise ValueError(
-            "f(z, x) does not depend on z or x as autograd sees it: is it under no_grad or inference_mode, or detached?"
-        )
+        raise ValueError(_detached("f"))
     if not cost.requires_grad:
-        raise ValueError(
-            "cost(z, x) does not depend on z or x as autograd sees it: is it under no_grad or inference_mode, or detached?"
-        )
+        raise ValueError(_detached("cost"))
 
 
 def _differentiable(value: Tensor) -> Tensor:

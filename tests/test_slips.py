@@ -149,19 +149,24 @@ def test_an_unknown_answer_to_failure_is_refused(call, answer: object) -> None:
         call(on_failure=answer)
 
 
+@pytest.mark.parametrize("step", [None, Step(0.1)], ids=["automatic", "scalar"])
+@pytest.mark.parametrize("weights", [False, True], ids=["constant", "weights"])
 @pytest.mark.parametrize("part", ["f", "cost"])
-def test_a_detached_part_is_named_and_not_reported_as_converged(part: str) -> None:
+def test_a_detached_part_is_named_and_not_reported_as_converged(part: str, weights: bool, step: Step | None) -> None:
+    """Weights that require grad make it look as if it had a gradient."""
+    scale = torch.ones((), requires_grad=weights)
+
     def f(z: Tensor, x: Tensor) -> Tensor:
         found = 0.5 * z + x
-        return found.detach() if part == "f" else found
+        return scale * (found.detach() if part == "f" else found)
 
     def cost(z: Tensor, x: Tensor) -> Tensor:
         found = (z - 1).square().sum(1)
-        return found.detach() if part == "cost" else found
+        return scale * (found.detach() if part == "cost" else found)
 
     problem = Problem(f, cost)
     with pytest.raises(ValueError, match=rf"{part}\(z, x\) does not depend"):
-        solve(problem, problem.start(torch.zeros(2, 3), torch.zeros(2, 3)), step=Step(0.1))
+        solve(problem, problem.start(torch.zeros(2, 3), torch.zeros(2, 3)), step=step)
 
 
 def test_an_equilibrium_of_zero_is_reached_and_reported() -> None:
