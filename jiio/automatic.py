@@ -50,7 +50,7 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
     """
     z, x = start.z, start.x
     free = isinstance(problem.constraint, Free)
-    if free and x.dim() == 2 and x.shape[1] <= SMALL_INPUT:
+    if free and x[0].numel() <= SMALL_INPUT:
         tangent, matrix = response(problem, z, x, tol=ROUGH, work=work)
         rule = damped_inverse(problem, start, tangent, matrix, metric_of(tangent), rate=RATE, work=work)
         return Step(rule, lag=MEASURED_LAG, tangent=tangent), Picard()
@@ -62,7 +62,7 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
 
 
 def newton_step(problem: Problem, start: State, *, rate: float = RATE) -> Step:
-    """One step for all problems of a model, measured on the few that `problem` holds, at the x (batch, d) of `start`: the
+    """One step for all problems of a model, measured on the few that `problem` holds, at the x of `start`: the
     inverse of their mean Gauss-Newton matrix, damped as far as a first step from their mean x needs it (`damped_inverse`), and
     their mean tangent, by which z moves along with x.
 
@@ -127,7 +127,7 @@ def damped_inverse(
         now, carried = problem.sweep(start), Step(rate, tangent=tangent)
         gradient = carried.reduced(now.x, start.mu, now.mu)
         moves = metric.diagonal(dim1=1, dim2=2).sum(1).sqrt()
-        steepest = torch.linalg.vector_norm(tree.times(vectors.mT, gradient.double()), dim=1)
+        steepest = torch.linalg.vector_norm(tree.times(vectors.mT, gradient.flatten(1).double()), dim=1)
         # where x does not move z, the size of z says nothing about how far x may go: of z = 0 it would be nowhere at all
         steepest = torch.where(moves > 0, steepest / (FARTHEST * (tree.norm(start.z) + moves)), 0.0)
         # of each sample its own: a neighbour that is far steeper, or NaN, has no say in a sample's step

@@ -96,16 +96,15 @@ def response(
     """The tangent dz*/dx and the Gauss-Newton matrices T^T C T of x -> cost(z*(x), x), T = (dz*/dx, 1) and C the Hessian of
     cost in (z, x): the curvature of f is left out.
 
-    x: (batch, d).  z: near its equilibrium.  tol: relative residual of each column of T.  Returns leaves (batch, d, ...), and
-    (batch, d, d). Takes 5 to 10 d VJPs a sample.
+    x: (batch, ...), of d numbers.  z: near its equilibrium.  tol: relative residual of each column of T.  Returns leaves
+    (batch, d, ...), and (batch, d, d). Takes 5 to 10 d VJPs a sample.
     """
-    if x.dim() != 2:
-        raise ValueError(f"a Gauss-Newton matrix needs x of shape (batch, d), got {tuple(x.shape)}")
     linear = Linearization(problem, z, x, work=work if work is not None else Work(), tol=tol)
-    tangent = tree.apply(lambda leaf: tree.stack_like(leaf, x.shape[1]), tree.detach(z))
+    numbers = x[0].numel()
+    tangent = tree.apply(lambda leaf: tree.stack_like(leaf, numbers), tree.detach(z))
     left, right = [], []
-    for i, unit in enumerate(torch.eye(x.shape[1], dtype=x.dtype, device=x.device)):
-        dx = unit.expand_as(x)
+    for i, unit in enumerate(torch.eye(numbers, dtype=x.dtype, device=x.device)):
+        dx = unit.view(x.shape[1:]).expand_as(x)
         dz = linear.tangent(dx)
         for stack, leaf in zip(tree.leaves(tangent), dz, strict=True):
             stack[:, i] = leaf

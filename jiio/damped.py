@@ -15,7 +15,7 @@ from jiio.tree import Tree
 
 @dataclass(frozen=True)
 class Damped:
-    """P = V diag(1 / (values + share damping)) V^T for a free x (batch, d): (H + d G)^-1 where V^T H V = diag(values) and
+    """P = V diag(1 / (values + share damping)) V^T for a free x of d numbers: (H + d G)^-1 where V^T H V = diag(values) and
     V^T G V = 1.
 
     Each sample's share, 1 at first, falls while z and mu keep up with x and rises while they fall behind (the method of
@@ -42,15 +42,16 @@ class Damped:
 
     def direction(self, gradient: Tensor) -> Tensor:
         """P g."""
-        along = tree.times(self.vectors.mT, gradient.to(self.vectors.dtype))
-        return tree.times(self.vectors, along / (self.values + self.share * self.damping)).to(gradient.dtype)
+        along = tree.times(self.vectors.mT, gradient.flatten(1).to(self.vectors.dtype))
+        found = tree.times(self.vectors, along / (self.values + self.share * self.damping))
+        return found.to(gradient.dtype).view_as(gradient)
 
     def check(self, constraint: Constraint, x: Tensor) -> None:
         """Commutes with `Free` only."""
         require_commuting(constraint, (Free,), "a damped step")
-        if x.dim() != 2 or x.shape[1] != self.vectors.shape[1] or len(self.vectors) not in (1, len(x)):
+        if x[0].numel() != self.vectors.shape[1] or len(self.vectors) not in (1, len(x)):
             raise ValueError(
-                f"a damped step has vectors (batch or 1, d, d) for x of (batch, d); got {tuple(self.vectors.shape)} and x of "
+                f"a damped step has vectors (batch or 1, d, d) for x of d numbers; got {tuple(self.vectors.shape)} and x of "
                 f"{tuple(x.shape)}"
             )
 

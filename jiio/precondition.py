@@ -210,7 +210,7 @@ class Diagonal(_Fixed):
 
 @dataclass(frozen=True)
 class Matrix(_Fixed):
-    """P = `inverse`, symmetric and positive, (d, d) or (1, d, d) for all samples or (batch, d, d), for x of shape (batch, d).
+    """P = `inverse`, symmetric and positive, (d, d) or (1, d, d) for all samples or (batch, d, d), for x of d numbers.
 
     Made by `inverse_of(gauss_newton(...))`: the inverse of a Gauss-Newton matrix, so P g is about the distance to the
     minimum and a rate of 1 is a Newton step; a joint solve needs less where the step knows no tangent, because z and mu lag
@@ -230,9 +230,9 @@ class Matrix(_Fixed):
     def direction(self, gradient: Tensor) -> Tensor:
         """inverse @ g."""
         self._require_fit(gradient)
-        if self.inverse.dim() == 2:
-            return gradient @ self.inverse
-        return tree.times(self.inverse, gradient)
+        flat = gradient.flatten(1)
+        found = flat @ self.inverse if self.inverse.dim() == 2 else tree.times(self.inverse, flat)
+        return found.view_as(gradient)
 
     def check(self, constraint: Constraint, x: Tensor) -> None:
         """Commutes with `Free` only."""
@@ -247,9 +247,9 @@ class Matrix(_Fixed):
 
     def _require_fit(self, x: Tensor) -> None:
         shape = tuple(self.inverse.shape)
-        if x.dim() != 2 or x.shape[1] != shape[-1]:
+        if x[0].numel() != shape[-1]:
             shapes = f"{shape} and x of {tuple(x.shape)}"
-            raise ValueError(f"a matrix preconditioner needs x of shape (batch, d); got a matrix of {shapes}")
+            raise ValueError(f"a matrix preconditioner is (d, d) for x of d numbers; got a matrix of {shapes}")
         if len(shape) == 3 and shape[0] not in (1, len(x)):
             raise ValueError(
                 f"a matrix preconditioner needs a matrix for each of {len(x)} samples, or one; got {shape}"

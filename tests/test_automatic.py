@@ -73,6 +73,23 @@ def test_the_automatic_step_solves_for_more_latents_than_measurements(
     assert true_cost(problem, solution.value.x, 40) < best + 0.05
 
 
+@pytest.mark.parametrize("measured", [False, True], ids=["automatic", "newton"])
+@pytest.mark.parametrize("measurements", [4, 30], ids=["damped", "matrix"])
+def test_an_input_of_several_dimensions_takes_the_steps_of_its_numbers_in_a_row(
+    measurements: int, measured: bool
+) -> None:
+    flat, start = inverse_problem(8, 40, measurements, 0.1, 6)
+    problem = Problem(
+        lambda z, x, y: flat.f(z, x.flatten(1), y), lambda z, x, y: flat.cost(z, x.flatten(1), y), context=flat.context
+    )
+    wide = start._replace(x=start.x.view(6, 2, 2, 2).contiguous(memory_format=torch.channels_last))
+    steps = (newton_step(flat, start), newton_step(problem, wide)) if measured else (None, None)
+    a = solve(flat, start, step=steps[0], on_failure="ignore")
+    b = solve(problem, wide, step=steps[1], on_failure="ignore")
+    assert a.steps.tolist() == b.steps.tolist()
+    assert torch.allclose(a.value.x, b.value.x.flatten(1), atol=1e-4)
+
+
 def test_a_damping_that_is_not_needed_any_more_fades() -> None:
     """The first step needs it, the minimum does not: kept, it ends at 0.154."""
     problem, start = inverse_problem(8, 40, 30, 0.01, 32)
