@@ -39,7 +39,7 @@ class Bench(WithData):
     runs: Positional[tuple[str, ...]] = ()
     """Run folders or names of packaged models; the digits models of the package by default."""
     full: bool = False
-    """All models of the package."""
+    """All models of the package, and the runs given."""
     only: tuple[str, ...] = ()
     """Compare just the methods whose names begin with one of these, "joint" for example."""
     repeats: int = 5
@@ -58,9 +58,8 @@ def bench(options: Bench) -> dict[str, Any]:
 
     if options.only and options.keep_reference:
         raise UserError("--keep-reference keeps the settings of every method: leave out --only")
-    runs = options.runs or tuple(name for name in packaged() if options.full or name.startswith(QUICK))
     results = []
-    for run in runs:
+    for run in chosen(options):
         with user_input():
             folder = find_run(run)
         kept = read_reference(folder)
@@ -76,6 +75,13 @@ def bench(options: Bench) -> dict[str, Any]:
     console.print(f"figure: {figure(results, options.picture)}")
     machine = {"processor": platform.machine(), "torch": torch.__version__, "threads": options.threads}
     return as_report(results, machine)
+
+
+def chosen(options: Bench) -> list[str]:
+    """The runs to compare on, each once."""
+    if options.full:
+        return list(dict.fromkeys([*packaged(), *options.runs]))
+    return list(dict.fromkeys(options.runs)) or [name for name in packaged() if name.startswith(QUICK)]
 
 
 def restricted(case: Case, only: tuple[str, ...]) -> Case:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 
 from jiio.app import bench
 from jiio.app.bench_cases import adaptation_case, attack_case
+from jiio.app.commands_bench import Bench, chosen
 from jiio.app.main import main
+from jiio.load import packaged
 from jiio.models import ClassifierConfig, ContextConfig, classifier, context_classifier
 from jiio.tasks.threat import Threat
 from tests.app.runs import tiny_run
@@ -25,6 +28,16 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jiio.app.bench_cases.ADAM", (0.1,))
     monkeypatch.setattr("jiio.app.bench_cases.BATCH", 4)
     monkeypatch.setattr("jiio.app.bench_cases.TASKS", 2)
+
+
+JOINT = {"joint", "joint, Anderson", "joint, published settings"}
+FREE = JOINT | {"joint, Picard", "nested cold Adam", "nested warm Adam", "nested warm L-BFGS", "joint, then L-BFGS"}
+ATTACK = JOINT | {"joint, no lookahead", "nested cold PGD", "nested warm PGD"}
+OTHERS = {name for name in ("TorchDEQ, Adam", "TorchDEQ, PGD") if find_spec("torchdeq")}
+
+
+def methods_of(rows: list[dict[str, Any]]) -> set[str]:
+    return {line["method"] for line in rows}
 
 
 def row(method: str, share: str, work: float | None) -> dict[str, Any]:
@@ -53,8 +66,7 @@ def test_the_command_writes_rows_summary_step_cost_and_a_figure(tmp_path: Path) 
     assert set(report["summary"]) == {"reconstruction", "inpainting"} == set(report["step_cost"])
     wanted = {"problem", "model", "method", "target", "reached", "seconds", "f", "vjp", "cost_grad", "repeats"}
     assert all(wanted <= set(line) for line in report["rows"])
-    methods = {line["method"] for line in report["rows"]}
-    assert {"joint", "joint, Picard", "joint, Anderson", "nested cold Adam", "nested warm L-BFGS"} <= methods
+    assert methods_of(report["rows"]) == FREE | {"joint, plain steps"} | OTHERS - {"TorchDEQ, PGD"}
     kept = json.loads((run / "reference.json").read_text())
     assert set(kept) == {"reconstruction", "inpainting"}
     assert kept["inpainting"]["cost"] == report["reference_cost"]["inpainting"]
@@ -72,6 +84,7 @@ def test_an_attack_is_compared_with_pgd() -> None:
     model.requires_grad_(False)
     images, labels = torch.rand(8, 1, 8, 8), torch.arange(8) % 3
     found = measured(attack_case("tiny", model, (images, labels), (images, labels), Threat("l2", 0.5)))
+    assert methods_of(found["rows"]) == ATTACK | OTHERS - {"TorchDEQ, Adam"}
     assert found["reference_cost"] < 0
     assert any(line["method"] == "joint" and line["reached"] for line in found["rows"])
     assert any(line["method"] == "nested cold PGD" and line["reached"] for line in found["rows"])
@@ -84,7 +97,7 @@ def test_an_adaptation_is_compared_with_nested_methods() -> None:
     model.curvature.fill_(0.1)
     images = torch.rand(6, 3, 1, 8, 8)
     found = measured(adaptation_case("tiny", model, images, images, ways=2, prior=0.02))
-    assert {"joint", "nested warm L-BFGS"} <= {line["method"] for line in found["rows"]}
+    assert methods_of(found["rows"]) == FREE | OTHERS - {"TorchDEQ, PGD"}
     assert set(found["step_cost"]) == {"1", "2"}
 
 
@@ -103,7 +116,20 @@ def test_a_comparison_can_be_restricted_to_some_methods(tmp_path: Path, capsys: 
         "joint, plain",
     ]
     assert main(["bench", str(run), *options]) == 0
-    methods = {line["method"] for line in json.loads(figures.read_text())["rows"]}
-    assert methods == {"joint, Picard", "joint, plain steps"}
+    assert methods_of(json.loads(figures.read_text())["rows"]) == {"joint, Picard", "joint, plain steps"}
     assert main(["bench", str(run), "--only", "newton"]) == 2
     assert "no method begins with newton" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "runs, full, wanted",
+    [
+        ((), False, ["digits-5way1shot", "digits-classifier", "digits-generator"]),
+        ((), True, packaged()),
+        (("a", "b", "a"), False, ["a", "b"]),
+        (("a", "mnist-generator"), True, [*packaged(), "a"]),
+    ],
+    ids=["quick", "full", "runs", "full and runs"],
+)
+def test_a_full_bench_takes_the_runs_given_too(runs: tuple[str, ...], full: bool, wanted: list[str]) -> None:
+    assert chosen(Bench(runs=runs, full=full)) == wanted
