@@ -44,7 +44,7 @@ def show_result(result: dict[str, Any]) -> None:
         cells = [
             f"{rows[share]['work']:.0f} / {1e3 * rows[share]['seconds']:.0f}"
             if rows[share]["reached"]
-            else "not reached"
+            else ("not reached" if rows[share]["resolved"] else "z not solved")
             for share in SHARES
         ]
         lines.append([name, *cells])

@@ -66,7 +66,8 @@ def bench(options: Bench) -> dict[str, Any]:
         for case in cases(run, options):
             case = restricted(case, options.only)
             with stages(f"{case.problem}, {case.model}") as watch:
-                if options.keep_reference or case.problem not in kept:
+                # no cost is known either where z of a sample could not be solved for
+                if options.keep_reference or kept.get(case.problem, {}).get("cost") is None:
                     kept[case.problem] = find_reference(case, watch)
                 results.append(run_case(case, reference=kept[case.problem], repeats=options.repeats, watch=watch))
             show_result(results[-1])

@@ -6,6 +6,7 @@ to each target; then exactly that many steps are timed, methods interleaved.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -30,7 +31,7 @@ Timed = dict[int, tuple[float, Work]]  # by number of steps
 class Row:
     """One method at one target. f, vjp, cost_grad: evaluations a sample; work: these weighted by their measured prices,
     f = 1. seconds is a median of `repeats` runs, fastest and slowest their range. `steps` is None where the target was not
-    reached within the budget."""
+    reached within the budget. resolved: whether z could be solved for where the method was traced last."""
 
     method: str
     target: float
@@ -43,6 +44,7 @@ class Row:
     cost_grad: float | None
     work: float | None
     repeats: int
+    resolved: bool
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ def resolved_cost(problem: Problem, z: Any, x: Tensor) -> Tensor:
 
 
 def resolve(problem: Problem, z: Any, x: Tensor) -> tuple[Any, Tensor]:
-    """z*(x), from the guess to a relative residual of 1e-5, and cost(z*(x), x), (batch,)."""
+    """z*(x), from the guess to a relative residual of 1e-5, and cost(z*(x), x), (batch,), infinite where z does not get there:
+    the cost of something else could look better than any."""
     solved = equilibrium(problem, z, x, work=Work(), tol=RESOLVE_TOL, max_steps=500)
     with torch.no_grad():
-        return solved.value, problem.cost(solved.value, x, *problem.context)
+        cost = problem.cost(solved.value, x, *problem.context)
+    return solved.value, cost.masked_fill(~solved.converged, torch.inf)
 
 
 class _Enough(Exception):
@@ -100,8 +104,12 @@ def trace(
 
 
 def steps_to(points: list[tuple[int, float]], target: float) -> int | None:
-    """The first step at or below `target`, None if there is none."""
-    return next((k for k, cost in points if cost <= target), None)
+    """The first step at or below `target`, None if there is none.
+
+    >>> steps_to([(0, 3.0), (1, 1.0)], 2.0), steps_to([(0, math.inf)], math.inf)
+    (1, None)
+    """
+    return next((k for k, cost in points if cost <= target and math.isfinite(cost)), None)
 
 
 def compare(
@@ -128,7 +136,7 @@ def compare(
     rows = [
         _row(name, target, k, [run[k] for run in runs[name]], prices, len(start.x))
         if k is not None
-        else Row(name, target, *[None] * 8, repeats=0)
+        else _unreached(name, target, traces[name])
         for name in methods
         for target, k in zip(targets.values(), needed[name], strict=True)
     ]
@@ -159,8 +167,13 @@ def _row(method: str, target: float, steps: int, runs: list[tuple[float, Work]],
     seconds, work = [each for each, _ in runs], runs[-1][1]
     return Row(
         method, target, steps, statistics.median(seconds), min(seconds), max(seconds), **work.each(batch),
-        work=prices.weigh(work) / batch, repeats=len(runs),
+        work=prices.weigh(work) / batch, repeats=len(runs), resolved=True,
     )  # fmt: skip
+
+
+def _unreached(method: str, target: float, points: list[tuple[int, float]]) -> Row:
+    resolved = math.isfinite(points[-1][1])
+    return Row(method, target, None, None, None, None, None, None, None, None, repeats=0, resolved=resolved)
 
 
 def measure_prices(problem: Problem, start: State, *, repeats: int = 15) -> Prices:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor
 
-from jiio import LBFGS, Adam, Anderson, Step
-from jiio.app.compare import compare, reference_cost
+from jiio import LBFGS, Adam, Anderson, Problem, Step
+from jiio.app.compare import compare, reference_cost, resolve
 from jiio.app.methods import Handover, Joint, Method, Nested, TorchDEQ
 from jiio.solution import Work
 from tests.problems import linear_quadratic
@@ -64,3 +65,13 @@ def test_every_method_is_timed_to_each_target_or_said_not_to_reach_it() -> None:
         assert near.seconds is not None and near.fastest <= near.seconds <= near.slowest
         assert far.work is not None and near.work is not None and far.work <= near.work
     assert found["slow", targets["near"]].steps is None and found["slow", targets["near"]].repeats == 0
+
+
+def test_what_can_not_be_solved_again_has_reached_no_target() -> None:
+    """An f that has no equilibrium: where z ends is of no meaning, nor is its cost."""
+    problem = Problem(lambda z, x: z + 1 + 0 * x, lambda z, x: 1 / z.square().sum(1) + x.square().sum(1))
+    start = problem.start(torch.ones(2, 1), torch.ones(2, 1))
+    assert resolve(problem, start.z, start.x)[1].tolist() == [float("inf")] * 2
+    best = reference_cost(problem, [start], [JOINT], steps=5)
+    rows, _ = compare({"joint": JOINT}, problem, start, targets={"near": best}, budgets={"joint": 5}, repeats=1)
+    assert [(row.steps, row.resolved) for row in rows] == [(None, False)]
