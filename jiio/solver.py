@@ -154,8 +154,8 @@ class _BroydenMemory(NamedTuple):
 class Broyden:
     """Broyden's good method (1965) on F(s) - s, of each sample on its own, restarted after `history` updates.
 
-    An update whose denominator is below `guard` times the norms in it is skipped for that sample, as is a step's
-    correction that is not finite. Memory: 2 history + 3 states.
+    An update whose denominator is below `guard` times the norms in it is skipped for that sample. Memory: 2 history + 3
+    states.
     """
 
     history: int = 20
