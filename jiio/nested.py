@@ -10,11 +10,12 @@ from torch import Tensor
 
 from jiio import tree
 from jiio.autodiff import pull, variable
+from jiio.constraint import Free
 from jiio.fixed_point import OneBlock, check_budget, check_options, iterate
 from jiio.input_memory import InputMemory
 from jiio.joint import JointMap, cost_slope, equilibrium, size_of_slope, without_slope
 from jiio.optimizer import LBFGS, PGD, Adam, Optimizer
-from jiio.precondition import Rule, Scalar
+from jiio.precondition import BOXES, Rule, Scalar, require_commuting
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution, Status, Work, settle_failure
 from jiio.solve import floor_of
@@ -81,6 +82,7 @@ def nested(
 ) -> Solution[State]:
     """Minimise cost(z*(x), x) by `rounds` steps of an outer optimiser, z and mu solved to `solve_tol` before each.
 
+    optimizer: `LBFGS` for a free x, `Adam` for a free one or a box, `PGD` with a rule that commutes with the constraint.
     warm: start each solve at the last one's z and mu, instead of at the start's z and at dcost/dz. The returned x of a
     sample is the best one met. `callback(round, state, work)` sees each solved state. The residuals are those of `solve`,
     measured once at the end; a baseline that ran its rounds is usually BUDGET, so failure is not reported unless asked.
@@ -91,8 +93,7 @@ def nested(
     check_budget(rounds, (solve_tol, tol))
     check_options(solver, on_failure)
     problem.check(start)
-    if isinstance(optimizer, PGD):
-        Step(optimizer.rule).check(problem.constraint, start.z, start.x)
+    _check_commuting(optimizer, problem, start)
     work = Work()
     slope = size_of_slope(cost_slope(problem, start, work=work))
     x, memory = problem.constraint.project(start.x.detach()).detach(), optimizer.init(start.x)
@@ -112,6 +113,18 @@ def nested(
     memory = replace(InputMemory.fresh(_rule(optimizer), best.x), slope=slope)
     solution = _measured(problem, best, floor_of(start.z), work, memory, tol, rounds)
     return settle_failure(solution, solution.residual.new_full((3,), tol), on_failure)
+
+
+def _check_commuting(optimizer: Optimizer, problem: Problem, start: State) -> None:
+    """`ValueError` where the steps, projected, would stop at the wrong point, or do not fit the start."""
+    if isinstance(optimizer, PGD):
+        Step(optimizer.rule).check(problem.constraint, start.z, start.x)
+    elif isinstance(optimizer, Adam):
+        require_commuting(problem.constraint, BOXES, "Adam, a diagonal preconditioner,")
+    elif isinstance(optimizer, LBFGS):
+        require_commuting(problem.constraint, (Free,), "L-BFGS, a matrix preconditioner,")
+        if optimizer.initial is not None:
+            optimizer.initial.check(problem.constraint, start.x)
 
 
 def _rule(optimizer: Optimizer) -> Rule:

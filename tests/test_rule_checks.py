@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from jiio import (
+    LBFGS,
     PGD,
+    Adam,
     Box,
     Constraint,
     Diagonal,
@@ -43,6 +45,27 @@ def test_a_coordinate_wise_rule_is_refused_for_a_set_that_is_not(constraint: Con
         solve(problem, zeros(problem), step=Step(rule))
     with pytest.raises(ValueError, match="does not commute"):
         nested(problem, zeros(problem), optimizer=PGD(rule), rounds=2)
+
+
+@pytest.mark.parametrize(
+    "optimizer, constraint",
+    [(LBFGS(), BOX), (LBFGS(initial=Matrix(torch.eye(D, dtype=DOUBLE))), BALL), (Adam(), BALL), (Adam(), Simplex())],
+    ids=["quasi-Newton in a box", "quasi-Newton in a ball", "Adam in a ball", "Adam in a simplex"],
+)
+def test_an_outer_optimiser_is_refused_where_projected_steps_stop_at_the_wrong_point(
+    optimizer: Adam | LBFGS, constraint: Constraint
+) -> None:
+    """With its matrix L-BFGS was called converged in a box at twice the least cost."""
+    problem = smooth_problem(SmoothCell(), constraint=constraint)
+    with pytest.raises(ValueError, match=r"does not commute with the projection onto (Box|L2Ball|Simplex)"):
+        nested(problem, zeros(problem), optimizer=optimizer, rounds=2)
+
+
+def test_adam_may_be_used_in_a_box() -> None:
+    problem = smooth_problem(SmoothCell(), constraint=BOX)
+    reference = solve(problem, zeros(problem), step=Step(0.1), tol=1e-9, max_steps=4000)
+    found = nested(problem, zeros(problem), optimizer=Adam(0.05), rounds=300, warm=True, solve_tol=1e-5)
+    assert float((found.value.x - reference.value.x).abs().max()) < 0.01
 
 
 @pytest.mark.parametrize("constraint", [BOX, CUBE, Intersection(CUBE, BOX), Intersection(Free(), BOX)])
