@@ -141,7 +141,11 @@ def _others(model: Classifier, threat: Threat, method: Any, images: Tensor, labe
 def _autoattack(model: Classifier, threat: Threat, images: Tensor, labels: Tensor, watch: Count) -> Result:
     autoattack: Any = import_module("autoattack")
     norm = "L2" if threat.norm == "l2" else "Linf"
-    adversary = autoattack.AutoAttack(model, norm=norm, eps=threat.radius, version="standard", verbose=False)
+    # by itself it runs on CUDA, on a machine without too, and seeds itself by the clock
+    adversary = autoattack.AutoAttack(
+        model, norm=norm, eps=threat.radius, seed=torch.initial_seed(), version="standard", verbose=False,
+        device=images.device,
+    )  # fmt: skip
     began = time.perf_counter()
     found = adversary.run_standard_evaluation(images, labels, bs=BATCH)
     robust = _right(model, found, labels)

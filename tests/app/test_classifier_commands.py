@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +97,33 @@ def test_attacks_that_draw_from_the_global_state_are_seeded(run: Path, monkeypat
     )
     assert first == again != other
     assert first["one"] == first["two"]
+
+
+def test_autoattack_runs_where_the_model_is_and_by_the_seed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in of its signature: on CUDA and seeded by the clock unless told otherwise."""
+    made = []
+
+    class AutoAttack:
+        def __init__(
+            self, model, norm="Linf", eps=0.3, seed=None, verbose=True, attacks_to_run=(), version="standard",
+            is_tf_model=False, device="cuda", log_path=None,
+        ) -> None:  # fmt: skip
+            made.append({"norm": norm, "eps": eps, "seed": seed, "version": version, "device": str(device)})
+
+        def run_standard_evaluation(self, images: torch.Tensor, labels: torch.Tensor, bs: int = 250) -> torch.Tensor:
+            return torch.zeros_like(images)
+
+    monkeypatch.setitem(sys.modules, "autoattack", SimpleNamespace(AutoAttack=AutoAttack, __spec__=object()))
+    monkeypatch.setattr("jiio.app.evaluate_classifier.OWN", {})
+    monkeypatch.setattr("jiio.app.evaluate_classifier._foolbox", lambda threat: {})
+    model = load(run)
+    assert isinstance(model, Classifier)
+    images, labels = load_images("digits", "test")[:12], load_labels("digits", "test")[:12]
+    black = int(model(torch.zeros(1, 1, 8, 8)).argmax())
+    report = evaluate(model, images, labels, Threat("l2", 0.7), seed=3)
+    assert made == [{"norm": "L2", "eps": 0.7, "seed": 3, "version": "standard", "device": "cpu"}]
+    right = (model(images).argmax(1) == labels) & (labels == black)
+    assert report["attacks"]["AutoAttack"]["accuracy"] == pytest.approx(float(right.float().mean()))
 
 
 @pytest.mark.parametrize("method", OWN.values(), ids=OWN)
