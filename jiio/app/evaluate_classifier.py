@@ -36,7 +36,7 @@ OWN: dict[str, Method] = {
 @dataclass(frozen=True)
 class Result:
     """One attack on all images: whether each is still classified right, its time, work, and median distance of those
-    attacks that look for the nearest wrong input."""
+    attacks that look for the nearest wrong input (inf where they found none for most images)."""
 
     robust: Tensor
     seconds: float
@@ -125,15 +125,17 @@ def _others(model: Classifier, threat: Threat, method: Any, images: Tensor, labe
     foolbox: Any = import_module("foolbox")
     bounds = (threat.low, threat.high)
     wrapped = foolbox.PyTorchModel(model.eval(), bounds=bounds, device=images.device)
+    nearest = not hasattr(method, "times")  # PGD repeated goes to the full radius always
     robust, distances, began = [], [], time.perf_counter()
     for x, y in _batches(images, labels):
-        found, _, success = method(wrapped, x, y, epsilons=[threat.radius])
+        found, _, success = method(wrapped, x, y, epsilons=[threat.radius, None] if nearest else [threat.radius])
         robust.append(~success[0])
-        offset = (found[0] - x).flatten(1)
-        size = offset.abs().amax(1) if threat.norm == "linf" else offset.norm(dim=1)
-        distances.append(size)
+        if nearest:
+            offset = (found[0] - x).flatten(1)
+            size = offset.abs().amax(1) if threat.norm == "linf" else offset.norm(dim=1)
+            # an image that was never fooled comes back as it was: not at distance 0 but at none
+            distances.append(size.masked_fill(~success[1], math.inf))
         watch(len(x))
-    nearest = not hasattr(method, "times")  # PGD repeated goes to the full radius always
     distance = float(torch.cat(distances).median()) if nearest else None
     return Result(torch.cat(robust), time.perf_counter() - began, distance=distance)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +12,14 @@ import pytest
 import torch
 
 from jiio.app.attack_files import outcome
-from jiio.app.evaluate_classifier import OWN, Result, evaluate
+from jiio.app.evaluate_classifier import OWN, Result, attacks, evaluate
 from jiio.app.main import main
 from jiio.app.train_classifier import Trainer, Training, default_config
 from jiio.data import load_images, load_labels, read_image, write_image
 from jiio.load import load
-from jiio.models import Classifier
+from jiio.models import Classifier, ClassifierConfig, classifier
 from jiio.tasks.attack import attack
-from jiio.tasks.threat import Threat
+from jiio.tasks.threat import Norm, Threat
 from tests.app.runs import whole_and_resumed
 
 
@@ -80,6 +81,28 @@ def test_attacks_of_others_work_on_the_model_in_eval_mode(run: Path) -> None:
     others = {name: row["accuracy"] for name, row in report["attacks"].items() if name.startswith("foolbox")}
     assert len(others) == 3
     assert report["attacks"]["joint, 5 restarts"]["accuracy"] <= min(others.values()) + 0.13
+
+
+@pytest.mark.parametrize("norm, radius", [("l2", 4.0), ("linf", 0.5)])
+def test_the_distance_of_the_nearest_wrong_image_is_none_where_there_is_none(norm: Norm, radius: float) -> None:
+    pytest.importorskip("foolbox")
+    torch.manual_seed(0)
+    model = classifier(ClassifierConfig(image_shape=(1, 8, 8), classes=4, channels=(4,), patch=2)).eval()
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    found = {name: run for name, run in attacks(model, Threat(norm, radius)).items() if name.startswith("foolbox")}
+    assert len(found) == 3
+    with torch.no_grad():
+        model.head.weight.mul_(10)
+    for name, run in found.items():
+        result = run(images, model(images).argmax(1), lambda images: None)
+        assert not bool(result.robust.any())
+        assert (result.distance is None) if "PGD" in name else (0 < (result.distance or 0) < radius)
+    with torch.no_grad():
+        model.head.weight.zero_()  # the same answer everywhere
+        answers = model(images).argmax(1)
+    result = found["foolbox FMN"](images, answers, lambda images: None)
+    assert bool(result.robust.all())
+    assert result.distance == math.inf
 
 
 def test_attacks_that_draw_from_the_global_state_are_seeded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
