@@ -143,19 +143,24 @@ def audit_run(options: AuditRun) -> dict[str, Any]:
     model.tol, model.on_failure = 1e-3, "ignore"
     images, labels = labelled(config, "test", options.data_dir)
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: options.images]
+    threat = threat_of(config, options.radius)
     with stages("another model") as watch:
         other = surrogate(*labelled(config, "train", options.data_dir), seed=options.seed).to(options.device)
         found = audit(
-            model, images[rows].to(options.device), labels[rows].to(options.device), threat_of(config, options.radius),
-            other=other, watch=watch,
-        )  # fmt: skip
+            model, images[rows].to(options.device), labels[rows].to(options.device), threat, other=other, watch=watch
+        )
     show_audit(found)
-    result = asdict(found)
+    result = {"images": len(rows), "threat": {"norm": threat.norm, "radius": threat.radius}} | asdict(found)
     if own_run(folder):
-        file = folder / "report.json"
-        report = json.loads(file.read_text()) if file.is_file() else {}
-        console.print(f"wrote {RunFolder(folder).write_json('report.json', report | {'audit': result})}")
+        report = read_report(folder) | {"audit": result}
+        console.print(f"wrote {RunFolder(folder).write_json('report.json', report)}")
     return result
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """What the run's report.json holds already; empty without one."""
+    file = folder / "report.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def open_classifier(run: str, device: str) -> tuple[Path, Classifier, dict[str, Any]]:

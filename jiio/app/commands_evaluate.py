@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from jiio.app.commands import SHOWN, WithData, characters_of, images_of, open_model, own_run
-from jiio.app.commands_classifier import labelled, threat_of, training_seconds
+from jiio.app.commands_classifier import labelled, read_report, threat_of, training_seconds
 from jiio.app.features import Features, features
 from jiio.app.progress import images_bar
 from jiio.app.run_folder import RunFolder, UserError, user_input
@@ -159,7 +159,8 @@ def _evaluate_classifier(options: Evaluate, folder: Path, model: Classifier, con
     report = {"data": config["data"], "training_seconds": training_seconds(folder)} | report
     evaluate_classifier.show_report(report)
     if own_run(folder):
-        console.print(f"wrote {RunFolder(folder).write_json('report.json', report)}")
+        audited = {key: value for key, value in read_report(folder).items() if key == "audit"}
+        console.print(f"wrote {RunFolder(folder).write_json('report.json', report | audited)}")
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -229,8 +230,21 @@ def test_audit_is_added_to_the_report(run: Path, capsys: pytest.CaptureFixture[s
     assert main(["audit", str(run), "--images", "12", "--threads", "1"]) == 0
     assert "Gradient masking" in capsys.readouterr().out
     found = json.loads((run / "report.json").read_text())["audit"]
+    assert found["images"] == 12
+    assert found["threat"] == {"norm": "l2", "radius": 0.7}
     assert found["radius"]["8"] == 0
     assert found["bad_gradients"] == 0
+
+
+def test_an_evaluation_keeps_the_audit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / "report.json").write_text(json.dumps({"images": 1, "audit": {"clean": 0.9}, "older": 1}))
+    monkeypatch.setattr("jiio.app.evaluate_classifier.attacks", lambda model, threat: {})
+    assert main(["evaluate", str(copy), "--images", "10", "--threads", "1"]) == 0
+    report = json.loads((copy / "report.json").read_text())
+    assert report["images"] == 10
+    assert report["audit"] == {"clean": 0.9}
+    assert "older" not in report
 
 
 @pytest.mark.parametrize(
