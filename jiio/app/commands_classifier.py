@@ -186,10 +186,3 @@ def labelled(config: dict[str, Any], split: Literal["train", "test"], data_dir: 
             load_images(config["data"], split, root=text(data_dir)),
             load_labels(config["data"], split, root=text(data_dir)),
         )
-
-
-def training_seconds(folder: Path) -> float | None:
-    """Seconds of the training by its log; None without one."""
-    file = folder / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return float(json.loads(lines[-1])["seconds"]) if lines else None

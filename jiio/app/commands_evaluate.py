@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from jiio.app.commands import SHOWN, WithData, characters_of, images_of, open_model, own_run
-from jiio.app.commands_classifier import labelled, read_report, threat_of, training_seconds
+from jiio.app.commands_classifier import labelled, read_report, threat_of
 from jiio.app.features import Features, features
 from jiio.app.progress import images_bar
 from jiio.app.run_folder import RunFolder, UserError, user_input
@@ -110,7 +110,7 @@ def _evaluate_vae(options: Evaluate, folder: Path, model: VAE, config: dict[str,
             model, baseline, test, draws=options.draws, damages=damages, features=extractor,
             seed=options.seed, watch=watch,
         )  # fmt: skip
-    report = {"data": config["data"], "training_seconds": training_seconds(folder)} | figures
+    report = {"data": config["data"], "training_seconds": RunFolder(folder).seconds()} | figures
     evaluate_vae.show_report(report, damages)
     if own_run(folder):
         console.print(f"wrote {RunFolder(folder).write_json('report.json', report)}")
@@ -156,7 +156,7 @@ def _evaluate_classifier(options: Evaluate, folder: Path, model: Classifier, con
     count = len(evaluate_classifier.attacks(model, threat))
     with images_bar(f"{count} attacks", total=len(rows) * count) as watch:
         report = evaluate_classifier.evaluate(model, images, labels, threat, rows=rows, seed=options.seed, watch=watch)
-    report = {"data": config["data"], "training_seconds": training_seconds(folder)} | report
+    report = {"data": config["data"], "training_seconds": RunFolder(folder).seconds()} | report
     evaluate_classifier.show_report(report)
     if own_run(folder):
         audited = {key: value for key, value in read_report(folder).items() if key == "audit"}
@@ -176,7 +176,7 @@ def _evaluate_meta(options: Evaluate, folder: Path, model: ContextClassifier, co
         report = evaluate_meta.evaluate(
             model, characters.to(options.device), tasks=options.tasks, prior=prior, seed=options.seed, watch=watch
         )
-    report = {"data": config["data"], "training_seconds": training_seconds(folder)} | report
+    report = {"data": config["data"], "training_seconds": RunFolder(folder).seconds()} | report
     evaluate_meta.show_report(report)
     if own_run(folder):
         console.print(f"wrote {RunFolder(folder).write_json('report.json', report)}")

@@ -110,10 +110,14 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return
-        lines = [
-            line for line in file.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
-        ]
+        lines = [line for line in _whole_lines(file) if json.loads(line)["step"] <= step]
         replace_text(file, "".join(line + "\n" for line in lines))
+
+    def seconds(self) -> float | None:
+        """Of the training by its log, resumed or not; None without one."""
+        file = self.path / "metrics.jsonl"
+        lines = _whole_lines(file) if file.is_file() else []
+        return json.loads(lines[-1]).get("seconds") if lines else None
 
     def save_checkpoint(self, step: int, model: nn.Module, state: dict[str, Any]) -> None:
         """Weights as safetensors and, before them, the rest of the training state with a checksum of both."""
@@ -155,6 +159,11 @@ class RunFolder:
         """The final weights."""
         with writing(self.path):
             replace_bytes(self.path / WEIGHTS, serialized(model))
+
+
+def _whole_lines(log: Path) -> list[str]:
+    """All but one that was cut off while it was written."""
+    return [line for line in log.read_text().splitlines() if line.endswith("}")]
 
 
 def _read_state(weights: Path) -> dict[str, Any]:

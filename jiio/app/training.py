@@ -178,7 +178,8 @@ def run_training(
         folder.save_checkpoint(trainer.step, trainer.model, trainer.checkpoint())
 
     watches = [Watch(log_every, folder.log), Watch(checkpoint_every, save), *watches]
-    team, began = trainer.team, time.perf_counter()
+    # what was done before a resume counts
+    team, began = trainer.team, time.perf_counter() - (folder.seconds() or 0.0)
     with interrupt_waits() as interrupted:
         while trainer.step < trainer.steps:
             try:

@@ -3,6 +3,7 @@ line."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +64,9 @@ def whole_and_resumed(make: Callable[[], AnyTrainer], folder: Path, *, stop: int
     resumed.resume(state)
     assert resumed.step == stop
     trained(folder / "resumed", resumed)
+    lines = (folder / "resumed" / "metrics.jsonl").read_text().splitlines()
+    seconds = [json.loads(line)["seconds"] for line in lines]
+    assert seconds == sorted(seconds)  # of the whole training, not from the resume on
     weights = resumed.model.state_dict()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, weights[name]), name

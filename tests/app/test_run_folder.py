@@ -100,6 +100,16 @@ def test_the_log_is_rewound_to_the_checkpoint_and_a_half_written_line_dropped(tm
     assert [json.loads(line)["step"] for line in lines] == [10, 20]
 
 
+def test_the_seconds_of_a_training_are_those_of_its_last_whole_line(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.seconds() is None
+    for step in (1, 2):
+        folder.log({"step": step, "seconds": 1.5 * step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "sec')
+    assert folder.seconds() == 3.0
+
+
 def test_figures_that_are_not_finite_become_null(tmp_path: Path) -> None:
     path = RunFolder(tmp_path).write_json("report.json", {"a": [math.nan, 1.0], "b": (math.inf,)})
     assert json.loads(path.read_text()) == {"a": [None, 1.0], "b": [None]}
