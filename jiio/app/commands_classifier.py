@@ -44,7 +44,7 @@ class TrainAdversarial(Train):
     norm: Norm = Training.norm
     """Norm of the ball."""
     radius: float | None = None
-    """Radius, pixels in [0, 1]; 0.7 for digits, 1 for mnist, 0.5 otherwise."""
+    """Radius, pixels in [0, 1]; of l2 0.7 for digits, 1 for mnist, 0.5 otherwise; linf needs one, say 0.1."""
     clean: float = Training.clean
     """Share of the clean images in the loss."""
     steps: int = Training.steps
@@ -57,6 +57,8 @@ class TrainAdversarial(Train):
 
 def train_adversarial(options: TrainAdversarial) -> dict[str, Any]:
     """`jiio train adversarial`."""
+    if options.norm == "linf" and options.radius is None:
+        raise UserError("--norm linf needs a --radius, say 0.1: that of l2 would let an attack repaint the image")
     training = Training(
         attack=options.attack,
         attack_steps=options.attack_steps,

@@ -256,6 +256,7 @@ def test_an_evaluation_keeps_the_audit(run: Path, tmp_path: Path, monkeypatch: p
         (["attack", "digits-generator", "FILE"], "not of a classifier"),
         (["restore", "RUN", "FILE"], "not of a generator"),
         (["train", "adversarial", "--data", "letters"], "unknown data"),
+        (["train", "adversarial", "--norm", "linf"], "--norm linf needs a --radius"),
         (["train", "adversarial", "--data", "cifar10", "--data-dir", "TMP"], "no CIFAR-10"),
         (["audit", "RUN", "--images", "0"], "--images must be at least 1"),
     ],
