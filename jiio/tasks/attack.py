@@ -133,12 +133,19 @@ class PGDAttack:
 def _check(method: JointAttack | PGDAttack) -> None:
     if method.steps < 1 or method.restarts < 1:
         raise ValueError(f"steps and restarts must be at least 1, got {method.steps} and {method.restarts}")
-    if not method.rate > 0:
-        raise ValueError(f"rate must be positive, got {method.rate}")
+    # steps that are not finite would leave every image as it is, and call it robust
+    if not 0 < method.rate < math.inf:
+        raise ValueError(f"rate must be positive and finite, got {method.rate}")
+    if isinstance(method, JointAttack) and not 0 <= method.lookahead < math.inf:
+        raise ValueError(f"lookahead must be finite and not negative, got {method.lookahead}")
     if math.isnan(method.mirror):
         raise ValueError("mirror must be a loss, or inf for never; got nan")
-    if method.loss not in ("cross_entropy", "margin"):
-        raise ValueError(f"loss must be 'cross_entropy' or 'margin', got {method.loss!r}")
+    _check_loss(method.loss)
+
+
+def _check_loss(loss: str) -> None:
+    if loss not in ("cross_entropy", "margin"):
+        raise ValueError(f"loss must be 'cross_entropy' or 'margin', got {loss!r}")
 
 
 Method = JointAttack | PGDAttack
@@ -170,8 +177,9 @@ def attack_problem(
     targets instead.
 
     Binds the model's weights: with graph where gradients are enabled, without under `no_grad`. `ValueError` for labels or
-    targets that are no classes of the model's, one an image, and for images outside the pixel box.
+    targets that are no classes of the model's, one an image, for images outside the pixel box, and for an unknown loss.
     """
+    _check_loss(loss)
     if bool(((images < threat.low) | (images > threat.high)).any()):
         raise ValueError(
             f"images must lie in [{threat.low}, {threat.high}], but reach from {images.min():.3g} to {images.max():.3g}"

@@ -15,7 +15,7 @@ from jiio.joint import equilibrium
 from jiio.models import Classifier, ClassifierConfig, classifier
 from jiio.solution import Status
 from jiio.tasks.adversarial import AdversarialLoss
-from jiio.tasks.attack import JointAttack, PGDAttack, attack
+from jiio.tasks.attack import JointAttack, PGDAttack, attack, attack_problem
 from jiio.tasks.masking import audit, surrogate, transferred, unrolled_logits
 from jiio.tasks.threat import Threat
 
@@ -146,6 +146,14 @@ def test_bad_input_is_refused() -> None:
         JointAttack(restarts=0)
     with pytest.raises(ValueError, match="mirror"):
         JointAttack(mirror=math.nan)
+    for method in (JointAttack, PGDAttack):
+        with pytest.raises(ValueError, match="rate"):
+            method(rate=math.inf)
+    for lookahead in (math.nan, math.inf, -1.0):
+        with pytest.raises(ValueError, match="lookahead"):
+            JointAttack(lookahead=lookahead)
+    with pytest.raises(ValueError, match="loss must be"):
+        attack_problem(model(), x, labels, Threat(), loss="hinge")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="clean"):
         AdversarialLoss(model(), Threat(), clean=1.0)
 
