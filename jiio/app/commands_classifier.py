@@ -46,7 +46,7 @@ class TrainAdversarial(Train):
     radius: float | None = None
     """Radius, pixels in [0, 1]; of l2 0.7 for digits, 1 for mnist, 0.5 otherwise; linf needs one, say 0.1."""
     clean: float = Training.clean
-    """Share of the clean images in the loss."""
+    """Share of the clean images in the loss, less than 1."""
     steps: int = Training.steps
     """Optimiser steps."""
     batch: int = Training.batch
@@ -59,6 +59,8 @@ def train_adversarial(options: TrainAdversarial) -> dict[str, Any]:
     """`jiio train adversarial`."""
     if options.norm == "linf" and options.radius is None:
         raise UserError("--norm linf needs a --radius, say 0.1: that of l2 would let an attack repaint the image")
+    if not 0 <= options.clean < 1:
+        raise UserError(f"--clean must lie in [0, 1), got {options.clean}; --attack none trains on clean images alone")
     training = Training(
         attack=options.attack,
         attack_steps=options.attack_steps,

@@ -137,7 +137,8 @@ LEAST = {
     "samples_every": 0,
     "size": 1,
 }
-POSITIVE = ("radius", "learning_rate")
+POSITIVE = ("radius", "learning_rate", "solve_tol")
+LARGEST_SEED = 2**32  # seeds are multiplied, and torch takes no more than 64 bits
 
 
 def prepare(options: commands.Common) -> None:
@@ -156,6 +157,8 @@ def prepare(options: commands.Common) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be positive, got {value}")
     if (penalty := getattr(options, "jacobian", None)) is not None and not penalty >= 0:
         raise UserError(f"--jacobian must not be negative, got {penalty}")
+    if abs(options.seed) > LARGEST_SEED:
+        raise UserError(f"--seed must lie between {-LARGEST_SEED} and {LARGEST_SEED}, got {options.seed}")
     torch.set_num_threads(options.threads)
     try:
         device = torch.device(options.device)

@@ -139,7 +139,8 @@ def make_trainer(
 ) -> tuple[Trainer, dict[str, Any]]:
     """The trainer of a command's options, and the configuration that rebuilds it."""
     with user_input():
-        images, labels = (load(data, "train", root=data_dir) for load in (load_images, load_labels))
+        # labels first: a folder of photographs, which has none, takes long to read
+        labels, images = (load(data, "train", root=data_dir) for load in (load_labels, load_images))
     shape = (images.shape[1], images.shape[2], images.shape[3])
     config = default_config(shape, int(labels.max()) + 1, cell=cell)
     saved = {"task": "classification", "data": data, "model": config.to_dict(), "training": asdict(training)}
