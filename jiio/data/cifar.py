@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,7 +80,7 @@ def _archive(split: Split, path: Path) -> tuple[Tensor, Tensor]:
                 if member is None:
                     raise ValueError(f"{path} holds no file {name}")
                 parts.append(_decode(member.read(), path))
-    except (tarfile.TarError, KeyError, EOFError) as error:
+    except (tarfile.TarError, zlib.error, KeyError, EOFError) as error:
         raise ValueError(f"{path} is not a whole CIFAR-10 archive: {error}") from error
     return _official(parts)
 
@@ -87,10 +88,14 @@ def _archive(split: Split, path: Path) -> tuple[Tensor, Tensor]:
 def _decode(content: bytes, path: Path) -> dict[Any, Any]:
     try:
         batch = _Arrays(io.BytesIO(content), encoding="bytes").load()
-    except (pickle.UnpicklingError, EOFError, IndexError) as error:
+    except Exception as error:  # a damaged pickle calls what it names with anything
         raise ValueError(f"{path} is not a whole CIFAR-10 batch: {error}") from error
     if not isinstance(batch, dict) or b"data" not in batch or b"labels" not in batch:
         raise ValueError(f"{path} holds no data and labels")
+    pixels, labels = batch[b"data"], batch[b"labels"]
+    form = (len(labels), 3 * SIDE * SIDE) if isinstance(labels, list) else None
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != form:
+        raise ValueError(f"{path} does not hold images of {SIDE}x{SIDE} and a label for each")
     return batch
 
 

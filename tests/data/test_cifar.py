@@ -52,6 +52,19 @@ def test_all_forms_give_the_same_images(tmp_path: Path, kind: str) -> None:
     assert load_labels("cifar10", "train", root=tmp_path).tolist() == LABELS * 5
 
 
+def test_batches_are_read_as_python_2_and_an_old_numpy_wrote_them(tmp_path: Path) -> None:
+    """The official files: byte strings, and numpy's functions under the names of that time."""
+    folder, data = official(tmp_path / "cifar-10-batches-py"), PIXELS.tobytes()
+    dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x06M\x00\x0ct" + dtype
+    array += b"\x89T" + len(data).to_bytes(4, "little") + data + b"tb"
+    labels = b"](" + b"".join(b"K" + bytes([label]) for label in LABELS) + b"e"
+    (folder / "test_batch").write_bytes(b"\x80\x02}(U\x04data" + array + b"U\x06labels" + labels + b"u.")
+    images = load_images("cifar10", "test", root=tmp_path)
+    assert torch.equal((images * 255).round().byte(), torch.from_numpy(PIXELS))
+    assert load_labels("cifar10", "test", root=tmp_path).tolist() == LABELS
+
+
 class Malicious:
     def __reduce__(self):
         return (print, ("run by unpickling",))
@@ -72,6 +85,10 @@ def test_damaged_and_missing_files_say_so(tmp_path: Path) -> None:
     (folder / "test_batch").write_bytes((folder / "test_batch").read_bytes()[:500])
     with pytest.raises(ValueError, match="not a whole CIFAR-10 batch"):
         load_images("cifar10", "test", root=tmp_path)
+    for batch in ({b"data": PIXELS.reshape(6, -1), b"labels": LABELS[:5]}, {b"data": [1], b"labels": [1]}):
+        (folder / "test_batch").write_bytes(pickle.dumps(batch, protocol=2))
+        with pytest.raises(ValueError, match="does not hold images of 32x32 and a label for each"):
+            load_images("cifar10", "test", root=tmp_path)
     sheets(tmp_path / "cifar10")
     (tmp_path / "cifar10" / "test_batch.webp").write_bytes(b"RIFF")
     with pytest.raises(ValueError, match="not a readable picture"):
