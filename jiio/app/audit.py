@@ -12,7 +12,9 @@ def show_audit(found: Audit) -> None:
     def swept(values: dict[str, float]) -> str:
         return "  ".join(f"{key}: {100 * value:.1f}" for key, value in values.items())
 
-    losses = "  ".join(f"{key}: {value:.3f}" for key, value in found.rate.items())
+    def losses(values: dict[str, float]) -> str:
+        return "  ".join(f"{key}: {value:.3f}" for key, value in values.items())
+
     lines = [
         ["zero or non-finite gradients", f"{100 * found.bad_gradients:.1f}"],
         ["clean", f"{100 * found.clean:.1f}"],
@@ -21,7 +23,8 @@ def show_audit(found: Audit) -> None:
         ["by the number of unrolled steps", swept(found.unrolled)],
         ["attacked on another model", f"{100 * found.transfer:.1f}"],
         ["gradient-free search", f"{100 * found.square:.1f}"],
-        ["mean loss by the step in radii", losses],
+        ["mean loss by the share of the radius", losses(found.radius_loss)],
+        ["mean loss by the step in radii", losses(found.rate)],
     ]
     show("Gradient masking", ("check", "accuracy %"), lines)
     for finding in found.findings:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jiio.autodiff import pull, variable
-from jiio.tasks.attack import ImageModel, JointAttack, PGDAttack, attack, margin
+from jiio.tasks.attack import Attack, ImageModel, JointAttack, PGDAttack, attack, margin
 from jiio.tasks.threat import Threat
 from jiio.tree import wide
 
@@ -29,7 +29,8 @@ class Audit:
     """Accuracies under attack, each over the same images.
 
     bad_gradients: share of images whose loss gradient is 0 or not finite.  radius, rate, tolerance, unrolled: accuracy (of
-    rate: mean loss) by the value swept.  transfer: images attacked on another model.  square: gradient-free search.
+    rate: mean loss) by the value swept.  radius_loss: mean loss by the radius.  transfer: images attacked on another model.
+    square: gradient-free search.
     findings: what speaks for masking, in sentences; empty for a healthy model.
     """
 
@@ -37,6 +38,7 @@ class Audit:
     attacked: float
     bad_gradients: float
     radius: dict[str, float]
+    radius_loss: dict[str, float]
     rate: dict[str, float]
     tolerance: dict[str, float]
     unrolled: dict[str, float]
@@ -54,21 +56,23 @@ def audit(
     `watch` is told the name of each check before it begins.
     """
 
-    def robust(method: JointAttack | PGDAttack, radius: float = 1.0) -> float:
+    def strongest(method: JointAttack | PGDAttack, radius: float = 1.0) -> Attack:
         wider = Threat(threat.norm, radius * threat.radius, threat.low, threat.high)
-        return float(attack(model, images, labels, wider, method).robust.float().mean())
+        return attack(model, images, labels, wider, method)
+
+    def robust(found: Attack) -> float:
+        return float(found.robust.float().mean())
 
     watch("gradients")
     clean, bad = accuracy(model, images, labels), bad_gradients(model, images, labels)
     watch("radii")
-    radius = {f"{r:g}": robust(JointAttack(), r) for r in RADII}
+    by_radius = {f"{r:g}": strongest(JointAttack(), r) for r in RADII}
+    radius = {key: robust(value) for key, value in by_radius.items()}
+    radius_loss = {key: float(value.loss.mean()) for key, value in by_radius.items()}
     watch("step sizes")
-    rate = {
-        f"{r:g}": float(attack(model, images, labels, threat, JointAttack(rate=r, mirror=math.inf)).loss.mean())
-        for r in RATES
-    }
+    rate = {f"{r:g}": float(strongest(JointAttack(rate=r, mirror=math.inf)).loss.mean()) for r in RATES}
     watch("tolerances")
-    tolerance = {f"{t:g}": robust(PGDAttack(solve_tol=t)) for t in TOLERANCES}
+    tolerance = {f"{t:g}": robust(strongest(PGDAttack(solve_tol=t))) for t in TOLERANCES}
     watch("unrolled states")
     unrolled = {str(k): transferred(model, unrolled_logits(model, k), images, labels, threat) for k in UNROLLED}
     watch("transfer")
@@ -79,7 +83,7 @@ def audit(
     findings = _findings(attacked, bad, radius, {"transfer from another model": moved, "gradient-free search": searched} | {
         f"the gradient through {k} unrolled steps": value for k, value in unrolled.items()
     })  # fmt: skip
-    return Audit(clean, attacked, bad, radius, rate, tolerance, unrolled, moved, searched, findings)
+    return Audit(clean, attacked, bad, radius, radius_loss, rate, tolerance, unrolled, moved, searched, findings)
 
 
 def _findings(attacked: float, bad: float, radius: dict[str, float], others: dict[str, float]) -> list[str]:

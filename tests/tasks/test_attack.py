@@ -224,6 +224,8 @@ def test_an_audit_finds_nothing_on_a_plain_model_and_masking_on_a_saturated_one(
     found = audit(net, x, labels, Threat("l2", 0.5), other=other)
     assert found.bad_gradients == 0
     assert found.radius["8"] == 0
+    assert list(found.radius_loss) == list(found.radius)
+    assert found.radius_loss["0.25"] < found.radius_loss["1"] < found.radius_loss["8"]
     assert found.clean == 1
     assert not found.findings
     with torch.no_grad():
