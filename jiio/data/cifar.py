@@ -85,10 +85,14 @@ def _archive(split: Split, path: Path) -> tuple[Tensor, Tensor]:
     return _official(parts)
 
 
+# a damaged pickle calls what it names with anything
+DAMAGED = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError)
+
+
 def _decode(content: bytes, path: Path) -> dict[Any, Any]:
     try:
         batch = _Arrays(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle calls what it names with anything
+    except DAMAGED as error:
         raise ValueError(f"{path} is not a whole CIFAR-10 batch: {error}") from error
     if not isinstance(batch, dict) or b"data" not in batch or b"labels" not in batch:
         raise ValueError(f"{path} holds no data and labels")
