@@ -22,7 +22,7 @@ from jiio.app import (
     commands_sample,
 )
 from jiio.app.run_folder import UserError, write_json
-from jiio.app.team import launched, leads, speaks
+from jiio.app.team import launched, leads, leave, speaks
 
 
 class Command(NamedTuple):
@@ -116,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if speaks():
             print(f"jiio: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
+    finally:
+        leave()
     return 0
 
 

@@ -117,6 +117,13 @@ class Processes(Team):
         return result
 
 
+def leave() -> None:
+    """Close the connections to the other processes, if there are any: left to the interpreter's end, where some are gone
+    already, that may abort a process whose work is done."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def launched() -> int:
     """How many processes a launcher started for this command, on all machines together."""
     return int(os.environ.get("WORLD_SIZE", "1"))

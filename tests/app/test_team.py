@@ -60,7 +60,7 @@ def test_two_processes_train_as_one_does_and_an_interrupt_of_one_saves_for_all(t
         time.sleep(0.02)
     workers[1].send_signal(signal.SIGINT)
     said = [process.communicate(timeout=120) for process in workers]
-    assert [process.returncode for process in workers] == [130, 130]
+    assert [process.returncode for process in workers] == [130, 130], said
     assert "2 processes" in said[0][0] and not said[1][0]
     assert "--resume goes on" in said[0][1] and "--resume" not in said[1][1]
 
