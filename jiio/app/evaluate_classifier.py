@@ -19,7 +19,7 @@ from jiio.app.table import console, show
 from jiio.load import device_of
 from jiio.models import Classifier
 from jiio.solution import Work
-from jiio.tasks.attack import JointAttack, Method, PGDAttack, attack
+from jiio.tasks.attack import RESOLVE_TOL, JointAttack, Method, PGDAttack, attack
 from jiio.tasks.threat import Threat
 
 BATCH = 250
@@ -35,12 +35,14 @@ OWN: dict[str, Method] = {
 
 @dataclass(frozen=True)
 class Result:
-    """One attack on all images: whether each is still classified right, its time, work, and median distance of those
-    attacks that look for the nearest wrong input (inf where they found none for most images)."""
+    """One attack on all images: whether each is still classified right, its time, work, whether the equilibria that this
+    rests on were solved to 1e-4 (of the project's own), and median distance of those attacks that look for the nearest wrong
+    input (inf where they found none for most images)."""
 
     robust: Tensor
     seconds: float
     work: Work | None = None
+    resolved: Tensor | None = None
     distance: float | None = None
 
 
@@ -51,13 +53,15 @@ def evaluate(
     model: Classifier, images: Tensor, labels: Tensor, threat: Threat, *, rows: Tensor | None = None,
     seed: int = 0, watch: Count = lambda images: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """{clean_all, clean, attacks by name: {accuracy, low, high, seconds, work}, strongest} of the images `rows` (all
-    otherwise), clean_all of all of them: attacks are dear and clean answers cheap, and a few hundred images can be a whole
-    point off. `watch` is told of every attacked image.
+    """{clean_all, clean, attacks by name: {accuracy, low, high, seconds, work, resolved, median_distance}, strongest} of the
+    images `rows` (all otherwise), clean_all of all of them: attacks are dear and clean answers cheap, and a few hundred
+    images can be a whole point off. `watch` is told of every attacked image.
 
-    work: f, vjp and cost_grad a sample of the project's own attacks; other people's are timed alone.
+    work: f, vjp and cost_grad a sample of the project's own attacks; other people's are timed alone. resolved: share of the
+    images all of whose equilibria could be solved, of the project's own attacks.
     """
-    model.tol = EVALUATION_TOL
+    # hundreds of solves would warn of what the report has as one figure
+    model.tol, model.on_failure = EVALUATION_TOL, "ignore"
     every = _right(model, images, labels)
     rows = torch.arange(len(images)) if rows is None else rows
     device = device_of(model)
@@ -95,13 +99,14 @@ def _right(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _own(model: Classifier, threat: Threat, method: Method, images: Tensor, labels: Tensor, watch: Count) -> Result:
-    robust, work, began = [], Work(), time.perf_counter()
+    robust, resolved, work, began = [], [], Work(), time.perf_counter()
     for x, y in _batches(images, labels):
         found = attack(model, x, y, threat, method)
         robust.append(found.robust)
+        resolved.append(found.resolved)
         work.include(found.work)
         watch(len(x))
-    return Result(torch.cat(robust), time.perf_counter() - began, work)
+    return Result(torch.cat(robust), time.perf_counter() - began, work, torch.cat(resolved))
 
 
 def _foolbox(threat: Threat) -> dict[str, Any]:
@@ -161,7 +166,10 @@ def _batches(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _row(robust: Tensor, result: Result) -> dict[str, Any]:
     work = None if result.work is None else result.work.each(len(robust))
-    return wilson(robust) | {"seconds": result.seconds, "work": work, "median_distance": result.distance}
+    resolved = None if result.resolved is None else float(result.resolved.float().mean())
+    return wilson(robust) | {
+        "seconds": result.seconds, "work": work, "resolved": resolved, "median_distance": result.distance
+    }  # fmt: skip
 
 
 def wilson(right: Tensor) -> dict[str, float]:
@@ -200,5 +208,11 @@ def show_report(report: dict[str, Any]) -> None:
         lines,
         note="95 % intervals in brackets; distance: median of those attacks that look for the nearest wrong image",
     )
+    least = min((row["resolved"] for row in report["attacks"].values() if row["resolved"] is not None), default=1.0)
+    if least < 1:
+        console.print(
+            f"[yellow]equilibria of {100 * (1 - least):.1f} % of the images could not be solved to {RESOLVE_TOL:g}: their "
+            "answers, right or wrong, are not those of an equilibrium[/]"
+        )
     if not find_spec("foolbox"):
         console.print("attacks of others were left out: pip install 'jiio[attacks]'")

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from jiio.app.attack_files import outcome
-from jiio.app.evaluate_classifier import OWN, Result, attacks, evaluate
+from jiio.app.evaluate_classifier import OWN, Result, attacks, evaluate, show_report
 from jiio.app.main import main
 from jiio.app.train_classifier import Trainer, Training, default_config
 from jiio.data import load_images, load_labels, read_image, write_image
 from jiio.load import load
 from jiio.models import Classifier, ClassifierConfig, classifier
-from jiio.tasks.attack import attack
+from jiio.tasks.attack import JointAttack, attack
 from jiio.tasks.threat import Norm, Threat
 from tests.app.runs import whole_and_resumed
 
@@ -67,10 +67,26 @@ def test_evaluation_has_a_row_for_each_attack_and_is_written(run: Path) -> None:
     assert report["clean_all"]["images"] == 360
     assert report["strongest"]["accuracy"] <= report["clean"]["accuracy"]
     for row in report["attacks"].values():
-        assert set(row) == {"accuracy", "low", "high", "seconds", "work", "median_distance"}
+        assert set(row) == {"accuracy", "low", "high", "seconds", "work", "resolved", "median_distance"}
         assert row["accuracy"] >= report["strongest"]["accuracy"]
     assert report["attacks"]["joint"]["work"]["vjp"] > 0
+    assert report["attacks"]["joint"]["resolved"] == 1
     assert report["training_seconds"] > 0
+
+
+def test_an_evaluation_says_once_that_equilibria_can_not_be_solved(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a fresh MDEQ, which is no contraction; every warning would fail the test."""
+    torch.manual_seed(0)
+    config = ClassifierConfig(image_shape=(1, 8, 8), channels=(8, 16), patch=1, cell="mdeq")
+    images, labels = load_images("digits", "test")[:4], load_labels("digits", "test")[:4]
+    monkeypatch.setattr("jiio.app.evaluate_classifier.OWN", {"joint": JointAttack(steps=2)})
+    monkeypatch.setattr("jiio.app.evaluate_classifier._foolbox", lambda threat: {})
+    report = evaluate(classifier(config).eval(), images, labels, Threat("l2", 0.7))
+    assert report["attacks"]["joint"]["resolved"] < 1
+    show_report(report | {"data": "digits"})
+    assert " ".join(capsys.readouterr().out.split()).count("could not be solved to 0.0001") == 1
 
 
 def test_attacks_of_others_work_on_the_model_in_eval_mode(run: Path) -> None:
