@@ -13,6 +13,7 @@ from jiio import load
 from jiio.data.digits import digits_images, digits_labels
 from jiio.joint import equilibrium
 from jiio.models import Classifier, ClassifierConfig, classifier
+from jiio.schedule import Constant
 from jiio.solution import Status
 from jiio.tasks.adversarial import AdversarialLoss
 from jiio.tasks.attack import JointAttack, PGDAttack, attack, attack_problem
@@ -59,6 +60,25 @@ def test_the_joint_attack_is_as_strong_as_many_steps_of_pgd(norm, radius: float)
     assert float(joint.loss.mean()) > 0.99 * float(pgd.loss.mean())
     assert float(joint.loss.mean()) > float(clean.loss.mean()) + 0.1
     assert joint.work.vjp < pgd.work.vjp / 3
+
+
+def test_the_joint_attack_is_as_strong_as_pgd_in_a_ball_several_times_as_wide_as_that_of_the_training() -> None:
+    """Where the image has far to go, steps extrapolated without end swing and hardly come any higher."""
+    net, threat = load("digits-classifier"), Threat("l2", 2.8)
+    x, labels = digits_images("test")[:60], digits_labels("test")[:60]
+    joint, pgd = (attack(net, x, labels, threat, method) for method in (JointAttack(), PGDAttack()))
+    assert float(joint.loss.mean()) > float(pgd.loss.mean())
+    assert joint.work.vjp < pgd.work.vjp / 2
+
+
+@pytest.mark.parametrize("method", [JointAttack(), PGDAttack()])
+def test_sign_steps_that_grow_shorter_come_higher(method, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, threat = load("digits-classifier"), Threat("linf", 0.4)
+    x, labels = digits_images("test")[:60], digits_labels("test")[:60]
+    shrinking = attack(net, x, labels, threat, method)
+    monkeypatch.setattr("jiio.tasks.attack.SHRINKING", Constant())
+    constant = attack(net, x, labels, threat, method)
+    assert float(shrinking.loss.mean()) > 1.01 * float(constant.loss.mean())
 
 
 def test_a_targeted_attack_raises_the_target() -> None:
