@@ -86,7 +86,10 @@ def _archive(split: Split, path: Path) -> tuple[Tensor, Tensor]:
 
 
 # a damaged pickle calls what it names with anything
-DAMAGED = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError)
+DAMAGED = (
+    pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 
 def _decode(content: bytes, path: Path) -> dict[Any, Any]:
