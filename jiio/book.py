@@ -34,6 +34,15 @@ SLOW_DOUBT = 100.0
 COMPACTED = 0.75
 
 
+def few(unfinished: int, rows: int) -> int:
+    """`unfinished` where that is at most `COMPACTED` of `rows`, else `rows`.
+
+    >>> few(3, 4), few(4, 5)
+    (3, 5)
+    """
+    return unfinished if unfinished <= COMPACTED * rows else rows
+
+
 class Evaluation(NamedTuple):
     """One evaluation of a map at s.
 
@@ -65,9 +74,8 @@ class Map(Protocol):
         """Where evaluations are counted."""
         ...
 
-    @property
-    def compactable(self) -> bool:
-        """Whether `select` works."""
+    def kept(self, unfinished: int, rows: int) -> int:
+        """Of how many of its `rows` the map is to go on, at least `unfinished`; `rows` where `select` does not work."""
         ...
 
     def evaluate(self, s: Tree, k: int) -> Evaluation:
@@ -225,11 +233,13 @@ class Book:
         self.status[rows] = status[ended]
         self.steps[rows] = k + 1
 
-    def compaction(self) -> Tensor | None:
-        """Positions of the unfinished rows when they are few enough (`COMPACTED`) of those in the iteration, else None."""
-        unfinished = (~self.finished).nonzero()[0]
-        if len(unfinished) > COMPACTED * len(self.finished):
+    def compaction(self, F: Map) -> Tensor | None:
+        """Positions of the rows that `F` is to go on with, the unfinished and maybe others; None where these are all."""
+        unfinished = int((~self.finished).sum())
+        count = F.kept(unfinished, len(self.finished))
+        if count == len(self.finished):
             return None
+        kept = np.sort(np.argsort(self.finished, kind="stable")[:count])
         for name in (
             "rows",
             "finished",
@@ -243,8 +253,8 @@ class Book:
             "lowest",
             "progress",
         ):
-            setattr(self, name, getattr(self, name)[unfinished])
-        return self._tensor(unfinished)
+            setattr(self, name, getattr(self, name)[kept])
+        return self._tensor(kept)
 
     def trace_point(self, k: int, now: Evaluation) -> TracePoint:
         """Residuals and merits of step `k` in the rows of the whole batch."""

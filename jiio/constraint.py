@@ -80,10 +80,11 @@ class Box(Constraint):
     @property
     def scale(self) -> float | Tensor:
         """Half the width (a sample's widest entry); 1 where that is infinite or 0."""
-        half = (torch.as_tensor(self.upper) - self.lower) / 2
+        half = (self.upper - self.lower) / 2
+        if not isinstance(half, Tensor):
+            return half if 0 < half < math.inf else 1.0
         half = half.flatten(1).amax(1) if half.dim() > 1 else half
-        half = torch.where(half.isfinite() & (half > 0), half, torch.ones_like(half))
-        return half if half.dim() else float(half)
+        return torch.where(half.isfinite() & (half > 0), half, torch.ones_like(half))
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper as tensors that broadcast to x; ValueError where they do not fit it."""

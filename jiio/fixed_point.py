@@ -42,6 +42,10 @@ class OneBlock(ABC):
         """An evaluation as any other."""
         return self.evaluate(s, 0)
 
+    def kept(self, unfinished: int, rows: int) -> int:
+        """All of them."""
+        return rows
+
     def project(self, s: Tree) -> Tree:
         """`s`."""
         return s
@@ -58,7 +62,6 @@ class PlainMap(OneBlock):
     function: Callable[[Tree], Tree]
     work: Work
     blocks: tuple[str, ...] = ("s",)
-    compactable: bool = False
     symmetric: bool = False
 
     def advance(self, s: Tree, k: int) -> Tree:
@@ -241,6 +244,6 @@ def iterate(
         if s is not fs:  # mixing leaves the set
             s = F.project(s)
         del fs
-        if F.compactable and k % check_every == 0 and (rows := book.compaction()) is not None:
+        if k % check_every == 0 and (rows := book.compaction(F)) is not None:
             s, memory, F = tree.select(s, rows), tree.select(memory, rows), F.select(rows)
     return book.solution(whole, tuple(points))

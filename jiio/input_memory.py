@@ -11,6 +11,8 @@ from torch import Tensor
 from jiio import tree
 from jiio.precondition import Rule
 
+LEAST_SHRINKING = 1e-3  # less can't be told from rounding in float32
+
 
 @dataclass
 class InputMemory:
@@ -25,7 +27,6 @@ class InputMemory:
 
     RECOVERY: ClassVar[float] = 1.02
     AVERAGE: ClassVar[float] = 0.5
-    LEAST_SHRINKING: ClassVar[float] = 1e-3  # less can't be told from rounding in float32
 
     rule: Rule
     factor: Tensor
@@ -48,21 +49,22 @@ class InputMemory:
         self.direction = torch.lerp(direction, self.direction, self.AVERAGE)
         return gain.clamp_max(1.0)
 
-    def ahead(self, direction: Tensor, lookahead: float) -> Tensor:
+    def ahead(self, direction: Tensor, lookahead: float | Tensor) -> Tensor:
         """`direction` moved on by `lookahead` times its change since the last step."""
         last, self.last = self.last, direction
         return direction if last is None else direction + lookahead * (direction - last)
-
-    def steps_left(self, change: Tensor) -> Tensor:
-        """How many steps as long as `change` x would still go, (batch,), if further ones shrink as the last one has to it.
-
-        A P that was measured where the curvature was larger makes steps that are short long before the minimum is near.
-        """
-        if self.change is None:
-            return torch.ones_like(self.factor)
-        return 1 / (1 - tree.along(change, self.change)).clamp(self.LEAST_SHRINKING, 1.0)
 
     def select(self, rows: Tensor) -> InputMemory:
         """The memory of the samples `rows`."""
         rest = (None if part is None else part[rows] for part in (self.last, self.lag, self.slope, self.change))
         return InputMemory(self.rule.select(rows), self.factor[rows], self.direction[rows], *rest)
+
+
+def steps_left(change: Tensor, last: Tensor | None) -> Tensor:
+    """How many steps as long as `change` x would still go, (batch,), if further ones shrink as this one has to the `last`.
+
+    A P that was measured where the curvature was larger makes steps that are short long before the minimum is near.
+    """
+    if last is None:
+        return torch.ones_like(change.flatten(1)[:, 0])
+    return 1 / (1 - tree.along(change, last)).clamp(LEAST_SHRINKING, 1.0)

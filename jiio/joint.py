@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from jiio import tree
 from jiio.autodiff import pull, variable
-from jiio.book import Evaluation
-from jiio.constraint import Free
+from jiio.book import Evaluation, few
+from jiio.constraint import Box, Free, L2Ball, LinfBall
 from jiio.fixed_point import CHECK_EVERY, OneBlock, called, iterate, relative, require_same_form
-from jiio.input_memory import InputMemory
+from jiio.graph import run_as
+from jiio.input_memory import InputMemory, steps_left
 from jiio.precondition import Normalized, Scalar, Sign
 from jiio.problem import Problem, State, Sweep
 from jiio.solution import Solution, Work
@@ -30,6 +32,7 @@ DOUBT = 3.0
 # Of the way that steps of x which shrink slowly would still go, the share that counts: of those that become shorter by a fifth
 # or more it is less than a step.
 SLOW = 0.2
+TRACED = Free | Box | L2Ball | LinfBall  # sets whose projection is a graph of tensors
 PLAIN_STEPS = 60  # evaluations of f in which z catches up with x at the end of a solve
 
 
@@ -43,10 +46,9 @@ class EquilibriumMap(OneBlock):
     blocks: tuple[str, ...] = ("z",)
     symmetric: bool = False
 
-    @property
-    def compactable(self) -> bool:
+    def kept(self, unfinished: int, rows: int) -> int:
         """Rows can be taken out when the per-sample data are the problem's context."""
-        return bool(self.problem.context)
+        return few(unfinished, rows) if self.problem.context else rows
 
     def advance(self, s: Tree, k: int) -> Tree:
         """f(z, x)."""
@@ -104,6 +106,27 @@ def without_slope(state: State, slope: Tree) -> State:
     return state._replace(mu=tree.where(unset, state.mu, tree.apply(torch.sub, state.mu, slope)))
 
 
+class _Residuals(NamedTuple):
+    """Relative residuals (batch,) of z and mu, what they were divided by, and the Lagrangian."""
+
+    z: Tensor
+    size_z: Tensor
+    mu: Tensor
+    size_mu: Tensor
+    lagrangian: Tensor
+
+
+def _residuals(s: State, now: Sweep, floor: Tensor, slope: Tensor) -> _Residuals:
+    defect = tree.apply(torch.sub, now.f, s.z)
+    r_z, size_z = relative(defect, now.f, floor)
+    size_mu = torch.maximum(tree.norm(now.adjoint), slope)
+    r_mu = tree.norm(tree.apply(torch.sub, now.mu, s.mu)) / size_mu
+    # the Lagrangian is the cost at the equilibrium to second order in how far z is off, the cost only to first: compared
+    # by cost, every fourth attack ended at an earlier image, unconverged, that a lagging z had flattered
+    lagrangian = now.cost + tree.inner(s.mu, defect).masked_fill(~(r_mu < 1), 0.0)
+    return _Residuals(r_z, size_z, r_mu, size_mu, lagrangian)
+
+
 @dataclass(frozen=True)
 class JointMap:
     """One step of (z, mu, x) from one evaluation of f, one vector-Jacobian product and one cost gradient (`Problem.sweep`):
@@ -120,6 +143,7 @@ class JointMap:
     is while z falls. That of mu is measured against the slope of the cost at the start, where that is larger.
     memory: of the input steps, the one thing that changes in the course of a solve.
     cut_steps: how long overshooting is answered by shorter steps; a solver that mixes iterates needs a map that stays.
+    compiled: the sweep and the move of (z, mu, x) are each one graph of torch.compile.
     """
 
     problem: Problem
@@ -129,78 +153,82 @@ class JointMap:
     tol_z: float
     memory: InputMemory
     cut_steps: float
+    compiled: bool = False
     blocks: tuple[str, ...] = ("z", "mu", "x")
 
-    @property
-    def compactable(self) -> bool:
-        """Rows can be taken out when the per-sample data are the problem's context."""
-        return bool(self.problem.context)
+    def kept(self, unfinished: int, rows: int) -> int:
+        """Rows can be taken out when the per-sample data are the problem's context; of a graph, which has one size, half."""
+        if not self.problem.context:
+            return rows
+        if not self.compiled:
+            return few(unfinished, rows)
+        while rows > 1 and unfinished <= (rows + 1) // 2:
+            rows = (rows + 1) // 2
+        return rows
 
     def advance(self, s: State, k: int) -> State:
         """The step; x waits as long as it did at the last measurement."""
-        now = self._sweep(s)
-        rate, change = self._change(s, now, k)
-        return self._next(s, now, rate, change, k)
+        return self._moved(s, self._swept(s, k), k)[0]
 
     def evaluate(self, s: State, k: int) -> Evaluation:
         """The step, and the relative residuals: z by |f|, mu by |a| or the first slope, x by rate and scale."""
-        now = self._sweep(s)
-        defect = tree.apply(torch.sub, now.f, s.z)
-        r_z, size_z = relative(defect, now.f, self.floor)
+        now = self._swept(s, k)
         if self.memory.slope is None:
             self.memory.slope = size_of_slope(tree.apply(torch.sub, now.adjoint, s.mu))
-        size_mu = torch.maximum(tree.norm(now.adjoint), self.memory.slope)
-        r_mu = tree.norm(tree.apply(torch.sub, now.mu, s.mu)) / size_mu
+        seen = run_as(_residuals, self.compiled and k > 0)(s, now, self.floor, self.memory.slope)
         # measured for a trace or not, a solve takes the same steps
         if self.memory.lag is None or k % CHECK_EVERY == 0:
-            self.memory.lag = torch.maximum(r_z, r_mu)
-        rate, change = self._change(s, now, k)
+            self.memory.lag = torch.maximum(seen.z, seen.mu)
+        before = self.memory.change
+        state, rate, change = self._moved(s, now, k)
         distance = torch.linalg.vector_norm(change.flatten(1), dim=1)
         # a normalised step's rate is a length in the units of x already
         scale = 1.0 if isinstance(self.memory.rule, Normalized | Sign) else self.problem.constraint.scale
         r_x = distance / (rate * scale).clamp_min(torch.finfo(distance.dtype).tiny)
         remaining = torch.ones_like(distance)
         if self.symmetric and k < self.cut_steps:
-            remaining = (SLOW * rate * self.memory.steps_left(change)).clamp_min(1.0)
-        # the Lagrangian is the cost at the equilibrium to second order in how far z is off, the cost only to first: compared
-        # by cost, every fourth attack ended at an earlier image, unconverged, that a lagging z had flattered
-        lagrangian = now.cost + tree.inner(s.mu, defect).masked_fill(~(r_mu < 1), 0.0)
-        merit = lagrangian.masked_fill(~(r_z < max(self.tol_z, COMPARABLE)), torch.inf)
+            remaining = (SLOW * rate * steps_left(change, before)).clamp_min(1.0)
+        merit = seen.lagrangian.masked_fill(~(seen.z < max(self.tol_z, COMPARABLE)), torch.inf)
         merit = merit.masked_fill(~now.cost.isfinite(), torch.nan)
-        state = self._next(s, now, rate, change, k)
-        doubt = DOUBT * (r_z * size_z) * (r_mu * size_mu)
-        value = s._replace(mu=now.adjoint)
-        return Evaluation(state, value, torch.stack((r_z, r_mu, r_x), dim=1), remaining, size_z, merit, doubt)
+        doubt = DOUBT * (seen.z * seen.size_z) * (seen.mu * seen.size_mu)
+        value, residual = s._replace(mu=now.adjoint), torch.stack((seen.z, seen.mu, r_x), dim=1)
+        return Evaluation(state, value, residual, remaining, seen.size_z, merit, doubt)
+
+    def _swept(self, s: State, k: int) -> Sweep:
+        self.work.add(f=len(s.x), vjp=len(s.x), cost_grad=len(s.x))
+        # the first as usual, so that an f or a cost that does not fit is refused by our sentences; a problem of another kind
+        # has a way of its own to be quick
+        return run_as(JointMap._sweep, self.compiled and k > 0 and type(self.problem) is Problem)(self, s)
+
+    def _moved(self, s: State, now: Sweep, k: int) -> tuple[State, Tensor, Tensor]:
+        """The step, each sample's input rate, and x less where the step at that rate ends."""
+        assert self.memory.lag is not None, "the first step of a solve is measured"
+        self.memory.rule = self.memory.rule.refresh(s.z, s.x, k, self.memory.lag)
+        rate, ahead = self.step.rate(k, self.memory.lag), torch.tensor(self.step.ahead(k), dtype=s.x.dtype)
+        move = run_as(JointMap._move, self.compiled and k > 0 and isinstance(self.problem.constraint, TRACED))
+        return move(self, s, now, rate, ahead, k < self.cut_steps)
 
     def _sweep(self, s: State) -> Sweep:
-        self.work.add(f=len(s.x), vjp=len(s.x), cost_grad=len(s.x))
         now = self.problem.sweep(s)
         return now._replace(x=self.step.reduced(now.x, s.mu, now.mu))
 
-    def _change(self, s: State, now: Sweep, k: int) -> tuple[Tensor, Tensor]:
-        """Each sample's input rate, and x less where the step at that rate ends."""
-        assert self.memory.lag is not None, "the first step of a solve is measured"
-        self.memory.rule = self.memory.rule.refresh(s.z, s.x, k, self.memory.lag)
-        direction = self.memory.rule.direction(now.x)
+    def _move(self, s: State, now: Sweep, rate: Tensor, ahead: Tensor, cuts: bool) -> tuple[State, Tensor, Tensor]:
+        memory, cut = self.memory, self.step.cut if cuts else None
+        direction = memory.rule.direction(now.x)
         if self.step.lookahead:
-            direction = self.memory.ahead(direction, self.step.ahead(k))
-        rate = self.step.rate(k, self.memory.lag)
-        if k < self.cut_steps and self.step.cut is not None:
-            rate = rate * self.memory.factor
+            direction = memory.ahead(direction, ahead)
+        if cut is not None:
+            rate = rate * memory.factor
         with torch.no_grad():  # else sets whose tensors require grad would chain all steps of a solve into one graph
-            return rate, self.problem.constraint.moved(s.x, wide(rate, s.x) * direction)
-
-    def _next(self, s: State, now: Sweep, rate: Tensor, change: Tensor, k: int) -> State:
-        """The step, shortened where it turned against the last ones."""
-        self.memory.change = change
-        cut = self.step.cut
-        if k < self.cut_steps and cut is not None:
+            change = self.problem.constraint.moved(s.x, wide(rate, s.x) * direction)
+        memory.change, taken = change, change
+        if cut is not None:
             # on an active constraint the gradient keeps a normal part that hides how its tangential part turns
             probe = now.x if self.symmetric else change
-            share = self.memory.look(probe, change / wide(rate, change), cut)
-            change = wide(share, change) * change  # part of the way to a feasible point is feasible
-        z = self.step.carry(tree.lerp(s.z, now.f, self.step.z), -change)
-        return State(z, tree.lerp(s.mu, now.mu, self.step.mu), s.x - change)
+            share = memory.look(probe, change / wide(rate, change), cut)
+            taken = wide(share, change) * change  # part of the way to a feasible point is feasible
+        z = self.step.carry(tree.lerp(s.z, now.f, self.step.z), -taken)
+        return State(z, tree.lerp(s.mu, now.mu, self.step.mu), s.x - taken), rate, change
 
     @property
     def symmetric(self) -> bool:

@@ -35,7 +35,6 @@ class _AdjointMap(OneBlock):
     slope: Tree
     work: Work
     blocks: tuple[str, ...] = ("mu",)
-    compactable: bool = False
 
     def advance(self, s: Tree, k: int) -> Tree:
         """One vector-Jacobian product."""

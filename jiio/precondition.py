@@ -61,7 +61,7 @@ def require_rate(rate: float | Tensor) -> None:
     """`ValueError` unless `rate` is a positive number or a tensor of such."""
     if not isinstance(rate, Real | Tensor):
         raise ValueError(f"the rate of an input step is a number or a tensor with one a sample, got {rate!r}")
-    if not bool(torch.as_tensor(rate > 0).all()):
+    if not bool((rate > 0).all() if isinstance(rate, Tensor) else rate > 0):
         raise ValueError(f"the rate of an input step must be positive, got {rate}")
 
 

@@ -30,6 +30,7 @@ def solve(
     on_failure: OnFailure = "warn",
     callback: Callback | None = None,
     trace: bool = False,
+    compiled: bool = False,
 ) -> Solution[State]:
     """Minimise cost over x and solve z = f(z, x) and its adjoint together (JIIO, arXiv 2111.13236, joint iteration).
 
@@ -47,6 +48,10 @@ def solve(
     where it was measured. Of a free x it is multiplied where steps shrink slowly (docs/method.md, "Relative residuals").
     on_failure: "warn" with a `ConvergenceWarning`, "raise" `NotConverged`, or "ignore".
     callback: sees (step, state, evaluation) of every step.
+    compiled: every step but the first runs in graphs of torch.compile, without a break: the evaluation with its derivatives,
+    the residuals and, unless x lies in an intersection of sets, the move. Ten seconds at the first batch of a size, and at its
+    halves as samples finish; a step of a small model then takes half of the time
+    (docs/choosing.md). Needs a C++ compiler.
 
     Raises `ValueError`, naming shapes or values, for input that can't be solved.
 
@@ -76,7 +81,7 @@ def solve(
         step, usual = automatic(problem, start, work=work)
     solver = usual if solver is None else solver
     memory = InputMemory.fresh(step.rule, start.x)
-    F = JointMap(problem, step, floor_of(start.z), work, tolerances[0], memory, cut_steps=solver.plain_steps)
+    F = JointMap(problem, step, floor_of(start.z), work, tolerances[0], memory, solver.plain_steps, compiled)
     given_away = [start]
     del start  # of no more use after the first step, when `iterate` lets go of its start
     solution = iterate(

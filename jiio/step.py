@@ -61,7 +61,7 @@ class Step:
         elif isinstance(self.x, type) or not hasattr(self.x, "direction"):
             raise ValueError(f"x of a Step is a number or an input rule such as Scalar(rate), got {self.x!r}")
 
-    @property
+    @cached_property
     def rule(self) -> Rule:
         """The input rule."""
         return Scalar(float(self.x)) if isinstance(self.x, float | int) else self.x
@@ -90,10 +90,18 @@ class Step:
             carried.append(tree.restore(flat.view(-1, *(leaf.shape[d] for d in order[1:])), order))
         return tree.build(z, carried)
 
-    @cached_property
+    @property
     def _shared(self) -> list[tuple[list[int], Tensor]]:
-        """Of each leaf of a tangent for all samples, its order in storage and its rows in that order, (numbers in x, n): to
-        find them at every step would take half as long as the step's product."""
+        """Of each leaf of a tangent for all samples, its order in storage and its rows in that order, (numbers in x, n)."""
+        # a compiled graph finds them once, and can't hold the lock of a cached property
+        return self._rows() if torch.compiler.is_compiling() else self._kept_rows
+
+    @cached_property
+    def _kept_rows(self) -> list[tuple[list[int], Tensor]]:
+        """To find them at every step would take half as long as the step's product."""
+        return self._rows()
+
+    def _rows(self) -> list[tuple[list[int], Tensor]]:
         parts = tree.leaves(self.tangent)
         return [(tree.storage_order(part[:, 0]), tree.stack_rows(part)[0]) for part in parts]
 

@@ -10,7 +10,7 @@ import jiio
 ROOT = Path(jiio.__file__).parent
 # A module may import only modules of earlier layers, and others of its own.
 LAYERS = [
-    {"tree", "autodiff", "schedule"},
+    {"tree", "autodiff", "schedule", "graph"},
     {"constraint", "krylov", "solver", "solution"},
     {"precondition", "intersection", "book", "accelerated"},
     {"fixed_point"},

@@ -16,11 +16,13 @@ from jiio.input_memory import InputMemory
 from jiio.joint import JointMap
 from jiio.problem import Problem, State
 from jiio.solution import Work
+from jiio.solver import Picard, Solver
 from jiio.step import Step
 
 SHARES = {"1.5": 1.5, "1.2": 1.2, "1.05": 1.05}
 STEPS = 120  # of a method at most
 TUNING_STEPS = 60
+WARM_UP = 12  # steps before the cost of one is measured
 REFERENCE_STEPS = 600  # of the long runs behind a best known cost
 Settings = dict[str, Method]
 
@@ -128,20 +130,27 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     return found
 
 
-def step_cost(batch: Batch, repeats: int = 21) -> float:
+def step_cost(batch: Batch, *, solver: Solver = Picard(), compiled: bool = False, repeats: int = 21) -> float:
     """Median time of a joint step over that of a bare forward, VJP of f and cost gradient, interleaved; a solve measures
-    residuals at one of `CHECK_EVERY` steps, and so does this."""
+    residuals at one of `CHECK_EVERY` steps, and so does this. Mixing begins with a history that is full."""
     step, s = batch.step(0.3), batch.origin
     ones, memory = s.x.new_ones(len(s.x)), InputMemory.fresh(step.rule, s.x)
-    F = JointMap(batch.problem, step, ones, Work(), 1e-3, memory, cut_steps=math.inf)
-    for k in range(3):
-        s = F.evaluate(s, k).next
+    F = JointMap(batch.problem, step, ones, Work(), 1e-3, memory, math.inf, compiled)
+    k, kept = 0, solver.init(s)
+
+    def steps() -> None:
+        nonlocal s, k, kept
+        for _ in range(CHECK_EVERY):
+            fs = F.advance(s, k) if k % CHECK_EVERY else F.evaluate(s, k).next
+            s, kept = solver.step(kept, k, s, fs)
+            k += 1
+
+    while k < WARM_UP:
+        steps()
     joint, bare = [], []
-    for k in range(repeats):
+    for _ in range(repeats):
         began = compare.clock()
-        F.evaluate(s, CHECK_EVERY * k)
-        for more in range(1, CHECK_EVERY):
-            F.advance(s, CHECK_EVERY * k + more)
+        steps()
         middle = compare.clock()
         for _ in range(CHECK_EVERY):
             compare.bare_step(batch.problem, s)
