@@ -33,7 +33,7 @@ class Accelerated:
     the step (O'Donoghue and Candes 2015). Steps are those of the last leaf of s, which is x in a joint state.
     """
 
-    mixing: Anderson = Anderson(4)
+    mixing: Anderson = Anderson(4, growth=2.0)
     fast: float = 0.5
     momentum: float = 0.9
 

@@ -74,6 +74,9 @@ class Picard:
         return tree.lerp(s, fs, self.damping), memory
 
 
+FORGOTTEN = 1e200  # |F(s) - s|^2 of an iterate that is not to be mixed in
+
+
 class AndersonMemory(NamedTuple):
     values: Tree  # F(s_i): each leaf (batch, history, ...), one slot in storage as F returns it
     residuals: Tree  # F(s_i) - s_i, likewise
@@ -89,16 +92,22 @@ class Anderson:
     float64). Leaves are not rescaled: a coarse scale of mu whose first residual is near 0 would then outweigh all others,
     which cost an adjoint solve from 0 five of its ten steps. Inner products over 256 coordinates of a leaf are a sixth
     cheaper a step, but miss a few slow coordinates among many: 500 steps without an end where all took 15.
+    growth: a sample whose residual is more than so many times its last one forgets all iterates before. With 1 mixing holds
+    from the first joint step on (docs/experiments.md); `inf`, to forget nothing, is right where only mixing keeps an
+    iteration from running away.
     Memory: 2 history + 2 states.
     """
 
     history: int = 5
     ridge: float | None = None
+    growth: float = math.inf
 
     plain_steps = 0.0
 
     def __post_init__(self) -> None:
         require_count("history", self.history)
+        if not self.growth > 0:
+            raise ValueError(f"growth must be positive, or math.inf to forget nothing; got {self.growth}")
 
     def init(self, s: Tree) -> Tree:
         """None before the first value of F, whose layout in storage the ring buffers take."""
@@ -124,7 +133,16 @@ class Anderson:
             row += tree.times(flat[:, :used], flat[:, slot])
         memory.gram[:, slot, :used] = row
         memory.gram[:, :used, slot] = row
+        if used > 1 and self.growth < math.inf:
+            self._forget(memory.gram.diagonal(dim1=1, dim2=2), slot, (k - 1) % self.history)
         return memory, used
+
+    def _forget(self, squares: Tensor, now: int, last: int) -> None:
+        """Where the residual grew, make those before so large that none of them is mixed in; the ring writes over them."""
+        size = squares[:, now].clone()
+        grew = size > self.growth**2 * squares[:, last]
+        squares.masked_fill_(grew[:, None], FORGOTTEN)
+        squares[:, now] = size
 
     def _begin(self, fs: Tree) -> AndersonMemory:
         rings = [tree.apply(lambda leaf: tree.stack_like(leaf, self.history), fs) for _ in range(2)]

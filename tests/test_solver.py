@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from jiio import Accelerated, Anderson, Picard, fixed_point, tree
+from jiio import Accelerated, Anderson, Picard, fixed_point, load, solve, tree
+from jiio.data import load_images
+from jiio.models import Generator
+from jiio.tasks.generation import reconstruction, reconstruction_step
+from jiio.tasks.latent_model import start
 
 
 def test_anderson_keeps_the_memory_layout_of_the_map() -> None:
@@ -34,6 +40,48 @@ def test_anderson_sees_a_few_slow_coordinates_among_many() -> None:
     b = torch.linspace(0, 1, 40000).view(2, 20000)
     solution = fixed_point(lambda s: factor * s + b, torch.zeros(2, 20000), tol=1e-5, max_steps=30)
     assert bool(solution.converged.all())
+
+
+def proposals(solver: Anderson, points: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """What the solver makes of given s and F(s)."""
+    memory, found = (), []
+    for k, (s, fs) in enumerate(points):
+        proposal, memory = solver.step(memory, k, s, fs)
+        found.append(proposal)
+    return found
+
+
+def test_anderson_forgets_what_led_to_a_larger_residual() -> None:
+    """From the step at which its residual more than doubled, a sample is mixed as if it began there; its neighbour is not."""
+    drawn = torch.Generator().manual_seed(0)
+    s, step = (torch.randn(10, 2, 8, generator=drawn, dtype=torch.float64) for _ in range(2))
+    length = torch.linspace(1.0, 0.7, 10, dtype=torch.float64).repeat(2, 1).T
+    length[4:, 0] *= 3
+    step = step / step.norm(dim=2, keepdim=True) * length[:, :, None]
+    points = list(zip(s, s + step, strict=True))
+    found = proposals(Anderson(3, growth=2.0), points)
+    anew = proposals(Anderson(3), points[4:])
+    never = proposals(Anderson(3), points)
+    for k in range(10):
+        assert torch.allclose(found[k][1], never[k][1], rtol=1e-12, atol=0)
+        assert torch.allclose(found[k][0], never[k][0] if k < 4 else anew[k - 4][0], rtol=1e-9, atol=1e-12)
+    assert torch.equal(found[4][0], points[4][1][0]) and not torch.allclose(found[4][0], never[4][0])
+
+
+def test_anderson_from_the_first_step_of_a_joint_solve() -> None:
+    """Which stalls far from the minimum, on some images, where nothing is ever forgotten."""
+    model, images = load("digits-generator"), load_images("digits", "test")[:64]
+    assert isinstance(model, Generator)
+    problem, first = reconstruction(model, images), start(model, len(images))
+    cost = {
+        growth: solve(
+            problem, first, step=reconstruction_step(model, len(images)), solver=Anderson(6, growth=growth), max_steps=60,
+            on_failure="ignore",
+        ).merit.mean()
+        for growth in (1.0, math.inf)
+    }  # fmt: skip
+    best = solve(problem, first, step=reconstruction_step(model, len(images)), on_failure="ignore").merit.mean()
+    assert float(cost[1.0] / best) < 1.01 < 1.1 < float(cost[math.inf] / best)
 
 
 def test_accelerated_passes_saddles_that_mixing_ends_at() -> None:

@@ -6,7 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +51,14 @@ class Trainable(ABC, Generic[Net, Opt]):
     """The state of a training that `run_training` carries on: `step` optimiser steps are done.
 
     A training says what one step does, `advance`, by way of `descend`; what it keeps beside weights and optimiser it gives
-    to a checkpoint in `state`.
+    to a checkpoint in `state`. `decay` is its `WeightOptimizer`'s.
     """
+
+    decay: ClassVar[float] = 0.0
 
     def __init__(self, model: Net, training: Opt, team: Team):
         self.model, self.training, self.team, self.device = model.to(team.device), training, team, team.device
-        self.optimizer = WeightOptimizer(self.model.parameters())
+        self.optimizer = WeightOptimizer(self.model.parameters(), decay=self.decay)
         self.step = 0
 
     @property

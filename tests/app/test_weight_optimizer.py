@@ -42,6 +42,14 @@ def test_a_kernel_moves_equally_far_along_all_directions() -> None:
     assert torch.allclose(bias.detach(), -0.01 * bias.grad.sign())
 
 
+def test_matrices_decay_in_parts_of_the_learning_rate_and_nothing_else_does() -> None:
+    kernel, bias = nn.Parameter(torch.ones(4, 2, 3, 3)), nn.Parameter(torch.ones(4))
+    optimizer = WeightOptimizer([kernel, bias], decay=3.0)
+    kernel.grad, bias.grad = torch.zeros_like(kernel), torch.zeros_like(bias)
+    optimizer.step(0.01)
+    assert torch.allclose(kernel.detach(), torch.full_like(kernel, 0.97)) and bool((bias == 1).all())
+
+
 def test_a_model_of_matrices_alone_or_of_none_is_trained_and_what_has_no_gradient_stays() -> None:
     for shape in ((3, 2), (3,)):
         moved, still = (nn.Parameter(torch.ones(shape)) for _ in range(2))
