@@ -39,6 +39,7 @@ ADAM = (0.02, 0.05, 0.1, 0.2)
 RATES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 TOLERANCES = (1e-1, 3e-2, 1e-2)
 SOLVE_TOLS = (3e-2, 1e-2)  # of a nested method's solves
+MIXING = Anderson(6, growth=1.0)  # from the first step; without restarts it does not arrive
 RADII = (0.3, 1.0, 3.0, 10.0)  # steps of an attack in radii
 
 
@@ -83,7 +84,7 @@ def contenders(batch: Batch, *, default: Joint, initial: Rule, published: Joint)
     found: dict[str, Settings] = {
         "joint": {"default": default},
         "joint, Picard": {f"rate {r}": Joint(step(r)) for r in RATES},
-        "joint, Anderson": {f"rate {r}": Joint(step(r), Anderson(6)) for r in RATES},
+        "joint, Anderson": {f"rate {r}": Joint(step(r), MIXING) for r in RATES},
         "joint, published settings": {"the paper's": published},
         "nested cold Adam": nested_adam(warm=False),
         "nested warm Adam": nested_adam(warm=True),
@@ -155,7 +156,7 @@ def attack_contenders(batch: Batch, threat: Threat) -> dict[str, Settings]:
     found: dict[str, Settings] = {
         "joint": {"default": Joint(batch.step(JointAttack().rate))},
         "joint, no lookahead": {f"rate {r}": Joint(step) for r, step in plain.items()},
-        "joint, Anderson": {f"rate {r}": Joint(step, Anderson(6)) for r, step in plain.items()},
+        "joint, Anderson": {f"rate {r}": Joint(step, MIXING) for r, step in plain.items()},
         "joint, published settings": {
             "the paper's": Joint(published(threat.rule(0.6), at=50, factor=1 / 3), Anderson(20))
         },
