@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Self
 
 import torch
@@ -80,9 +81,10 @@ class Box(Constraint):
     @property
     def scale(self) -> float | Tensor:
         """Half the width (a sample's widest entry); 1 where that is infinite or 0."""
-        half = (self.upper - self.lower) / 2
-        if not isinstance(half, Tensor):
-            return half if 0 < half < math.inf else 1.0
+        if isinstance(self.lower, Real) and isinstance(self.upper, Real):
+            width = float(self.upper) - float(self.lower)
+            return width / 2 if 0 < width < math.inf else 1.0
+        half = (torch.as_tensor(self.upper) - self.lower) / 2
         half = half.flatten(1).amax(1) if half.dim() > 1 else half
         return torch.where(half.isfinite() & (half > 0), half, torch.ones_like(half))
 

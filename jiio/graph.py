@@ -12,8 +12,13 @@ Inputs = ParamSpec("Inputs")
 Output = TypeVar("Output")
 
 BACKEND = "inductor"
-# torch 2.13 takes autograd.grad into a graph by the first alone; problems of many kinds in one program are as many graphs.
-SWITCHES = {"trace_autograd_ops": True, "recompile_limit": 64}
+SWITCHES = {
+    "trace_autograd_ops": True,  # torch 2.13 takes autograd.grad into a graph by this alone
+    "skip_nnmodule_hook_guards": False,  # a hook put on a module of f after the first solve would not be seen
+    # a number in f, a set or a rule is part of a graph, and so is a batch size: a program has many
+    "recompile_limit": 1024,
+    "accumulated_recompile_limit": 4096,
+}
 
 
 def run_as(function: Callable[Inputs, Output], compiled: bool) -> Callable[Inputs, Output]:

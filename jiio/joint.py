@@ -32,7 +32,7 @@ DOUBT = 3.0
 # Of the way that steps of x which shrink slowly would still go, the share that counts: of those that become shorter by a fifth
 # or more it is less than a step.
 SLOW = 0.2
-TRACED = Free | Box | L2Ball | LinfBall  # sets whose projection is a graph of tensors
+TRACED = (Free, Box, L2Ball, LinfBall)  # sets whose projection is a graph of tensors
 PLAIN_STEPS = 60  # evaluations of f in which z catches up with x at the end of a solve
 
 
@@ -143,7 +143,8 @@ class JointMap:
     is while z falls. That of mu is measured against the slope of the cost at the start, where that is larger.
     memory: of the input steps, the one thing that changes in the course of a solve.
     cut_steps: how long overshooting is answered by shorter steps; a solver that mixes iterates needs a map that stays.
-    compiled: the sweep and the move of (z, mu, x) are each one graph of torch.compile.
+    compiled: the sweep, the residuals and, in a set of `TRACED`, the move of (z, mu, x) are each one graph of torch.compile;
+    the sweep of a `Problem` itself, for a subclass has a way of its own.
     """
 
     problem: Problem
@@ -198,14 +199,20 @@ class JointMap:
         self.work.add(f=len(s.x), vjp=len(s.x), cost_grad=len(s.x))
         # the first as usual, so that an f or a cost that does not fit is refused by our sentences; a problem of another kind
         # has a way of its own to be quick
-        return run_as(JointMap._sweep, self.compiled and k > 0 and type(self.problem) is Problem)(self, s)
+        if not (self.compiled and k > 0 and type(self.problem) is Problem):
+            return self._sweep(s)
+        F, context = self, self.problem.context
+        if any(leaf.requires_grad for part in context for leaf in tree.leaves(part)):
+            # a graph takes no tensor with a history, which is for `residual` alone
+            F = replace(self, problem=replace(self.problem, context=tuple(map(tree.detach, context))))
+        return run_as(JointMap._sweep, compiled=True)(F, s)
 
     def _moved(self, s: State, now: Sweep, k: int) -> tuple[State, Tensor, Tensor]:
         """The step, each sample's input rate, and x less where the step at that rate ends."""
         assert self.memory.lag is not None, "the first step of a solve is measured"
         self.memory.rule = self.memory.rule.refresh(s.z, s.x, k, self.memory.lag)
         rate, ahead = self.step.rate(k, self.memory.lag), torch.tensor(self.step.ahead(k), dtype=s.x.dtype)
-        move = run_as(JointMap._move, self.compiled and k > 0 and isinstance(self.problem.constraint, TRACED))
+        move = run_as(JointMap._move, self.compiled and k > 0 and type(self.problem.constraint) in TRACED)
         return move(self, s, now, rate, ahead, k < self.cut_steps)
 
     def _sweep(self, s: State) -> Sweep:

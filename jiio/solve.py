@@ -49,7 +49,7 @@ def solve(
     on_failure: "warn" with a `ConvergenceWarning`, "raise" `NotConverged`, or "ignore".
     callback: sees (step, state, evaluation) of every step.
     compiled: every step but the first runs in graphs of torch.compile, without a break: the evaluation with its derivatives,
-    the residuals and, unless x lies in an intersection of sets, the move. Ten seconds at the first batch of a size, and at its
+    the residuals and, of a free x or one in a box or a ball, the move. Ten seconds at the first batch of a size, and at its
     halves as samples finish; a step of a small model then takes half of the time
     (docs/choosing.md). Needs a C++ compiler.
 

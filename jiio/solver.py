@@ -140,7 +140,7 @@ class Anderson:
     def _forget(self, squares: Tensor, now: int, last: int) -> None:
         """Where the residual grew, make those before so large that none of them is mixed in; the ring writes over them."""
         size = squares[:, now].clone()
-        grew = size > self.growth**2 * squares[:, last]
+        grew = size > squares[:, last] * self.growth * self.growth
         squares.masked_fill_(grew[:, None], FORGOTTEN)
         squares[:, now] = size
 

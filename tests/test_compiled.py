@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from jiio import Box, Intersection, L2Ball, Problem, Solution, State, Step, newton_step, solve
+from jiio import Box, Intersection, L2Ball, Problem, Solution, State, Step, implicit, newton_step, solve
 from jiio import graph as graphs
 from tests.problems import linear_quadratic
 
@@ -85,6 +85,30 @@ def test_later_solves_of_a_form_compile_nothing() -> None:
     counters.clear()
     assert graphs_of_a_solve(torch.rand(8, 2).double()) > 0
     assert graphs_of_a_solve(torch.rand(8, 2).double()) == 0
+
+
+def test_a_context_with_a_history_and_the_gradient_to_it() -> None:
+    problem, start = some_harder()
+    target = torch.full((8, 2), 0.3, dtype=torch.float64, requires_grad=True)
+
+    def gradient(compiled: bool) -> Tensor:
+        own = Problem(problem.f, problem.cost, context=((2 * target).sin(),))
+        solution = solve(own, start, step=Step(0.1), tol=1e-8, max_steps=2000, compiled=compiled)
+        return torch.autograd.grad(implicit(solution).x.square().sum(), target)[0]
+
+    assert float((gradient(True) - gradient(False)).abs().max()) < 1e-8 < float(gradient(True).abs().max())
+
+
+def test_a_hook_that_comes_later_is_seen() -> None:
+    cell = torch.nn.Linear(2, 2).double()
+    torch.nn.init.eye_(cell.weight)
+    y = torch.ones(4, 2, dtype=torch.float64)
+    problem = Problem(lambda z, x, y: 0.5 * cell(z).tanh() + x, lambda z, x, y: (z - y).square().sum(1), context=(y,))
+    start = problem.start(torch.zeros_like(y), torch.zeros_like(y))
+    pair(problem, start, Step(0.1))
+    cell.register_forward_hook(lambda module, given, out: 0.1 * out)
+    usual, compiled = pair(problem, start, Step(0.1))
+    assert float((usual.value.x - compiled.value.x).abs().max()) < 1e-12
 
 
 def test_what_does_not_fit_is_refused_as_ever() -> None:
