@@ -50,8 +50,8 @@ def solve(
     callback: sees (step, state, evaluation) of every step.
     compiled: every step but the first runs in graphs of torch.compile, without a break: the evaluation with its derivatives,
     the residuals and, of a free x or one in a box or a ball, the move. Ten seconds at the first batch of a size, and at its
-    halves as samples finish; a step of a small model then takes half of the time
-    (docs/choosing.md). Needs a C++ compiler.
+    halves as samples finish; a step of a small model then takes half to four fifths of the time (docs/choosing.md). Needs a C++
+    compiler.
 
     Raises `ValueError`, naming shapes or values, for input that can't be solved.
 
