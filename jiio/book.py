@@ -30,17 +30,8 @@ MERIT_ACCURACY = 1e-3
 # given up only for what was better by so many times the doubt: lagging had flattered earlier ones, and at contractions of
 # 0.9 to 0.98 a problem of one latent ended STALLED, up to 4 % further from its minimum.
 SLOW_DOUBT = 100.0
-# Rows are taken out when at most this share of them is unfinished: copying the rest costs little beside an evaluation.
+# Rows are taken out when at most this share of them goes on: copying the rest costs little beside an evaluation.
 COMPACTED = 0.75
-
-
-def few(unfinished: int, rows: int) -> int:
-    """`unfinished` where that is at most `COMPACTED` of `rows`, else `rows`.
-
-    >>> few(3, 4), few(4, 5)
-    (3, 5)
-    """
-    return unfinished if unfinished <= COMPACTED * rows else rows
 
 
 class Evaluation(NamedTuple):
@@ -75,7 +66,7 @@ class Map(Protocol):
         ...
 
     def kept(self, unfinished: int, rows: int) -> int:
-        """Of how many of its `rows` the map is to go on, at least `unfinished`; `rows` where `select` does not work."""
+        """With how few of its `rows` the map can go on, at least `unfinished`; `rows` where `select` does not work."""
         ...
 
     def evaluate(self, s: Tree, k: int) -> Evaluation:
@@ -234,10 +225,11 @@ class Book:
         self.steps[rows] = k + 1
 
     def compaction(self, F: Map) -> Tensor | None:
-        """Positions of the rows that `F` is to go on with, the unfinished and maybe others; None where these are all."""
-        unfinished = int((~self.finished).sum())
-        count = F.kept(unfinished, len(self.finished))
-        if count == len(self.finished):
+        """Positions of the rows that `F` is to go on with, the unfinished and maybe others, when they are few enough
+        (`COMPACTED`) of those in the iteration, else None."""
+        rows = len(self.finished)
+        count = F.kept(int((~self.finished).sum()), rows)
+        if count > COMPACTED * rows:
             return None
         kept = np.sort(np.argsort(self.finished, kind="stable")[:count])
         for name in (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jiio import tree
 from jiio.autodiff import pull, variable
-from jiio.book import Evaluation, few
+from jiio.book import Evaluation
 from jiio.constraint import Box, Free, L2Ball, LinfBall
 from jiio.fixed_point import CHECK_EVERY, OneBlock, called, iterate, relative, require_same_form
 from jiio.graph import run_as
@@ -48,7 +48,7 @@ class EquilibriumMap(OneBlock):
 
     def kept(self, unfinished: int, rows: int) -> int:
         """Rows can be taken out when the per-sample data are the problem's context."""
-        return few(unfinished, rows) if self.problem.context else rows
+        return unfinished if self.problem.context else rows
 
     def advance(self, s: Tree, k: int) -> Tree:
         """f(z, x)."""
@@ -162,7 +162,7 @@ class JointMap:
         if not self.problem.context:
             return rows
         if not self.compiled:
-            return few(unfinished, rows)
+            return unfinished
         while rows > 1 and unfinished <= (rows + 1) // 2:
             rows = (rows + 1) // 2
         return rows
@@ -211,7 +211,9 @@ class JointMap:
         """The step, each sample's input rate, and x less where the step at that rate ends."""
         assert self.memory.lag is not None, "the first step of a solve is measured"
         self.memory.rule = self.memory.rule.refresh(s.z, s.x, k, self.memory.lag)
-        rate, ahead = self.step.rate(k, self.memory.lag), torch.tensor(self.step.ahead(k), dtype=s.x.dtype)
+        rate = self.step.rate(k, self.memory.lag)
+        # a tensor, for a number would be part of the graph
+        ahead = torch.tensor(self.step.ahead(k), dtype=s.x.dtype) if self.step.lookahead else None
         move = run_as(JointMap._move, self.compiled and k > 0 and type(self.problem.constraint) in TRACED)
         return move(self, s, now, rate, ahead, k < self.cut_steps)
 
@@ -219,10 +221,12 @@ class JointMap:
         now = self.problem.sweep(s)
         return now._replace(x=self.step.reduced(now.x, s.mu, now.mu))
 
-    def _move(self, s: State, now: Sweep, rate: Tensor, ahead: Tensor, cuts: bool) -> tuple[State, Tensor, Tensor]:
+    def _move(
+        self, s: State, now: Sweep, rate: Tensor, ahead: Tensor | None, cuts: bool
+    ) -> tuple[State, Tensor, Tensor]:
         memory, cut = self.memory, self.step.cut if cuts else None
         direction = memory.rule.direction(now.x)
-        if self.step.lookahead:
+        if ahead is not None:
             direction = memory.ahead(direction, ahead)
         if cut is not None:
             rate = rate * memory.factor

@@ -132,7 +132,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 
 def step_cost(batch: Batch, *, solver: Solver = Picard(), compiled: bool = False, repeats: int = 21) -> float:
     """Median time of a joint step over that of a bare forward, VJP of f and cost gradient, interleaved; a solve measures
-    residuals at one of `CHECK_EVERY` steps, and so does this. Mixing begins with a history that is full."""
+    residuals at one of `CHECK_EVERY` steps, and so does this, once a memory of up to `WARM_UP` is full."""
     step, s = batch.step(0.3), batch.origin
     ones, memory = s.x.new_ones(len(s.x)), InputMemory.fresh(step.rule, s.x)
     F = JointMap(batch.problem, step, ones, Work(), 1e-3, memory, math.inf, compiled)

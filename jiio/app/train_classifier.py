@@ -66,7 +66,7 @@ def default_config(shape: tuple[int, int, int], classes: int, *, cell: str = "we
 class Trainer(Trainable[Classifier, Training]):
     """The state of a training: `step` optimiser steps done."""
 
-    # MNIST, three seeds of 3000 steps: 92.4 to 92.7 % robust in place of 91.3 to 92.5 (docs/experiments.md)
+    # MNIST, 3000 steps: 92.4 to 92.7 % robust (three seeds) in place of 91.3 and 91.5 (two; docs/experiments.md)
     decay = 3.0
 
     def __init__(
