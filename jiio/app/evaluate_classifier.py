@@ -27,7 +27,7 @@ RESTARTS = 5
 EVALUATION_TOL = 1e-3  # of z and adjoint while other people's attacks run; `jiio audit` sweeps it
 OWN: dict[str, Method] = {
     "joint": JointAttack(),
-    "joint, margin": JointAttack(loss="margin", mirror=math.inf),
+    "joint, margins": JointAttack(loss="margin", mirror=math.inf, rivals=3),
     "joint, 5 restarts": JointAttack(restarts=RESTARTS, mirror=-math.inf),
     "PGD-100, cold solves": PGDAttack(steps=100),
 }

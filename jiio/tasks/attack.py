@@ -9,8 +9,8 @@ the solution is a training loss whose gradient is exact.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -35,6 +35,8 @@ RESOLVE_TOL = 1e-4
 AHEAD_STEPS = 10
 # of sign steps, which at a constant length turn about wherever a pixel is best between its bounds
 SHRINKING = Falling(start=1.0, end=0.05, factor=0.85)
+# of two losses, relative: starts that end at the same maximum differ in rounding alone, and with that in the batch
+SAME = 1e-5
 GRADIENT_TOL = 1e-2  # of mu and x where a training takes its gradient, which errs by as much
 
 
@@ -75,6 +77,9 @@ class JointAttack:
     mirror: images whose loss ends above it are attacked once more, from the opposite of the perturbation that was found, as
     far as the box allows: a second maximum mostly lies on the other side, and often is the higher one. inf: never; -inf:
     always. It raises the mean loss; most images above the default are fooled already, and targeted losses are never above 0.
+    rivals: further solves of an untargeted attack, each for the margin of one other class over the label's: of those that
+    the clean image is likeliest to be taken for, as far as there are so many. The best of all other logits changes its
+    class on the way at most once or twice, and the class that is nearest at first need not be the one within reach.
     """
 
     steps: int = 20
@@ -84,6 +89,7 @@ class JointAttack:
     tol: float = 1.5e-2
     restarts: int = 1
     mirror: float = 1.25
+    rivals: int = 0
     loss: Loss = "cross_entropy"
     seed: int = 0
 
@@ -113,7 +119,7 @@ class PGDAttack:
 
     rate: of the steps in radii; sign steps grow shorter as those of `JointAttack` do.
     warm: start each solve where the last one ended; else where the model starts, as when an attack library calls it.
-    solve_tol: relative residual of the solves.  restarts, mirror, loss: as of `JointAttack`.
+    solve_tol: relative residual of the solves.  restarts, mirror, rivals, loss: as of `JointAttack`.
     """
 
     steps: int = 20
@@ -122,6 +128,7 @@ class PGDAttack:
     solve_tol: float = 1e-2
     restarts: int = 1
     mirror: float = math.inf
+    rivals: int = 0
     loss: Loss = "cross_entropy"
     seed: int = 0
 
@@ -154,6 +161,8 @@ def _check(method: JointAttack | PGDAttack) -> None:
         raise ValueError(f"lookahead must be finite and not negative, got {method.lookahead}")
     if math.isnan(method.mirror):
         raise ValueError("mirror must be a loss, or inf for never; got nan")
+    if method.rivals < 0:
+        raise ValueError(f"rivals must be at least 0, got {method.rivals}")
     _check_loss(method.loss)
 
 
@@ -207,7 +216,7 @@ def attack_problem(
     sign = -1.0 if target is None else 1.0
     measure = _cross_entropy if loss == "cross_entropy" else margin
 
-    def cell(z: Any, x: Tensor, label: Tensor) -> Any:
+    def cell(z: Any, x: Tensor, *classes: Tensor) -> Any:
         return f(z, x)
 
     def cost(z: Any, x: Tensor, label: Tensor) -> Tensor:
@@ -227,13 +236,30 @@ def margin(logits: Tensor, label: Tensor) -> Tensor:
     return others - own
 
 
+def _rivals(logits: Tensor, labels: Tensor, count: int) -> Iterator[Tensor]:
+    """The `count` likeliest classes of each image but its own, (batch,) each, the likeliest first."""
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    yield from others.argsort(1, descending=True)[:, : min(count, logits.shape[1] - 1)].unbind(1)
+
+
+def _against(problem: Problem, readout: Callable[[Any], Tensor], rival: Tensor) -> Problem:
+    """The attack's problem with the margin of the classes `rival` alone as its loss."""
+
+    def cost(z: Any, x: Tensor, label: Tensor, rival: Tensor) -> Tensor:
+        logits = readout(z)
+        return (logits.gather(1, label[:, None]) - logits.gather(1, rival[:, None]))[:, 0]
+
+    return replace(problem, cost=cost, context=(*problem.context, rival))
+
+
 def attack(
     model: ImageModel, images: Tensor, labels: Tensor, threat: Threat, method: Method = JointAttack(), *,
     target: Tensor | None = None,
 ) -> Attack:  # fmt: skip
     """Attack `images` (batch, channels, height, width) of classes `labels` (batch,), without graph.
 
-    No sample depends on its batch; none ends at a lower loss than the clean image has.
+    No sample depends on its batch; none ends at a lower loss than the clean image has. `ValueError` for a target beside
+    `rivals`, and as `attack_problem`.
 
     >>> from jiio.models import ClassifierConfig, classifier
     >>> model = classifier(ClassifierConfig(image_shape=(1, 8, 8), channels=(4,), patch=2))
@@ -241,6 +267,8 @@ def attack(
     >>> bool(((found.images - 0.5).flatten(1).norm(dim=1) <= 0.5 + 1e-6).all())
     True
     """
+    if method.rivals and target is not None:
+        raise ValueError("rivals belong to an untargeted attack; give a target or rivals, not both")
     with torch.no_grad():
         problem = attack_problem(model, images, labels, threat, loss=method.loss, target=target)
         readout, work, first = model.readout(), Work(), model.start(images)
@@ -253,13 +281,13 @@ def attack(
             robust = (prediction == problem.context[0]) == (target is None)
             return _Candidate(x, -cost, prediction, robust, solved.converged), solved.value
 
-        def attacked(problem: Problem, z: Any, x: Tensor) -> _Candidate:
-            solution = method.run(problem, problem.start(x, z), threat)
+        def attacked(problem: Problem, z: Any, x: Tensor, maximised: Problem | None = None) -> _Candidate:
+            solution = method.run(maximised or problem, problem.start(x, z), threat)
             work.include(solution.work)
             return candidate(problem, solution.value.z, solution.value.x, Work())[0]
 
-        best, z = candidate(problem, first, images, work if method.warm else Work())
-        z = z if method.warm else first
+        best, solved = candidate(problem, first, images, work if method.warm else Work())
+        z = solved if method.warm else first
         best = _stronger(best, attacked(problem, z, images))
         moved = (best.images != images).flatten(1).any(1)
         rows = (moved & (best.loss > method.mirror)).nonzero()[:, 0]
@@ -269,6 +297,8 @@ def attack(
             best = tree.put(best, rows, _stronger(tree.select(best, rows), found))
         for restart in range(1, method.restarts):
             best = _stronger(best, attacked(problem, z, threat.random(images, method.seed + restart)))
+        for rival in _rivals(readout(solved), *problem.context, method.rivals):
+            best = _stronger(best, attacked(problem, z, images, _against(problem, readout, rival)))
     return Attack(best.images, best.loss, best.prediction, best.robust, best.resolved, work)
 
 
@@ -281,7 +311,7 @@ class _Candidate(NamedTuple):
 
 
 def _stronger(old: _Candidate, new: _Candidate) -> _Candidate:
-    better = new.loss > old.loss
+    better = new.loss > old.loss + SAME * (1 + old.loss.abs())
     stronger = tree.apply(lambda a, b: torch.where(tree.wide(better, a), b, a), old, new)
     # these two are said of all that was tried
     return stronger._replace(robust=old.robust & new.robust, resolved=old.resolved & new.resolved)
