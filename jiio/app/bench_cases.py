@@ -22,7 +22,8 @@ from jiio.schedule import Switch
 from jiio.solver import Anderson
 from jiio.step import Step
 from jiio.tasks import meta
-from jiio.tasks.attack import JointAttack, attack_problem
+from jiio.tasks.attack import JointAttack
+from jiio.tasks.attack_problem import attack_problem
 from jiio.tasks.generation import RATE, SOLVER, reconstruction, reconstruction_step
 from jiio.tasks.latent_model import density, solve_equilibrium, start
 from jiio.tasks.measurement import damage, measure

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from jiio import tree
 from jiio.problem import State
 from jiio.solution import Solution
-from jiio.tasks.attack import GRADIENT_TOL, ImageModel, JointAttack, Method, attack_problem
+from jiio.tasks.attack import GRADIENT_TOL, JointAttack, Method
+from jiio.tasks.attack_problem import ImageModel, attack_problem
 from jiio.tasks.threat import Threat
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jiio.autodiff import pull, variable
-from jiio.tasks.attack import Attack, ImageModel, JointAttack, PGDAttack, attack, margin
+from jiio.tasks.attack import Attack, JointAttack, PGDAttack, attack
+from jiio.tasks.attack_problem import ImageModel, margin
 from jiio.tasks.threat import Threat
 from jiio.tree import wide
 

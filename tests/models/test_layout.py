@@ -16,7 +16,7 @@ from jiio.models import (
 )
 from jiio.problem import Problem, State
 from jiio.tasks import meta
-from jiio.tasks.attack import attack_problem
+from jiio.tasks.attack_problem import attack_problem
 from jiio.tasks.generation import reconstruction
 from jiio.tasks.threat import Threat
 

@@ -16,8 +16,8 @@ from jiio.models import Classifier, ClassifierConfig, classifier
 from jiio.schedule import Constant
 from jiio.solution import Status
 from jiio.tasks.adversarial import AdversarialLoss
-from jiio.tasks.attack import JointAttack, PGDAttack, attack, attack_problem
-from jiio.tasks.masking import audit, surrogate, transferred, unrolled_logits
+from jiio.tasks.attack import JointAttack, PGDAttack, attack
+from jiio.tasks.attack_problem import attack_problem
 from jiio.tasks.threat import Threat
 
 
@@ -260,32 +260,3 @@ def test_gradients_exist_in_eval_mode() -> None:
     x = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(net(x).square().sum(), x)
     assert bool((gradient.flatten(1).norm(dim=1) > 0).all())
-
-
-def test_an_audit_finds_nothing_on_a_plain_model_and_masking_on_a_saturated_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    x, labels = images(16)
-    net = model()
-    other = surrogate(x, labels, steps=20)
-    found = audit(net, x, labels, Threat("l2", 0.5), other=other)
-    assert found.bad_gradients == 0
-    assert found.radius["8"] == 0
-    assert list(found.radius_loss) == list(found.radius)
-    assert found.radius_loss["0.25"] < found.radius_loss["1"] < found.radius_loss["8"]
-    assert found.clean == 1
-    assert not found.findings
-    with torch.no_grad():
-        net.head.weight.mul_(1e6)  # the loss underflows to 0 and takes its gradient with it
-    # the search takes most of an audit's time
-    monkeypatch.setattr("jiio.tasks.masking.square_search", lambda model, images, *rest: images)
-    masked = " ".join(audit(net, x, labels, Threat("l2", 0.5), other=other).findings)
-    assert "zero or non-finite gradient" in masked
-    assert "at 8 times the radius" in masked
-
-
-def test_unrolled_logits_approach_the_equilibrium() -> None:
-    net, (x, labels) = model(), images(4)
-    with torch.no_grad():
-        assert torch.allclose(unrolled_logits(net, 60)(x), net(x), atol=1e-2)
-    assert 0 <= transferred(net, unrolled_logits(net, 10), x, labels, Threat("l2", 0.5)) <= 1
