@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jiio.tasks.attack import JointAttack, attack
 from jiio.tasks.threat import Threat
 
 SHOWN = 10  # images in the picture
+RIVALS = 3
 
 
 def attack_and_write(
@@ -33,7 +35,9 @@ def attack_and_write(
         answers = model(images).argmax(1)
     paths, images, answers = _off_target(paths, images, answers, target)
     goal = None if target is None else torch.full_like(answers, target)
-    method = JointAttack(steps=60, restarts=restarts, seed=seed)
+    # the largest margin is a wrong answer wherever one was found, the largest cross-entropy need not be
+    rivals = RIVALS if target is None else 0
+    method = JointAttack(steps=60, restarts=restarts, loss="margin", mirror=math.inf, rivals=rivals, seed=seed)
     found = attack(model, images, answers, threat, method, target=goal)
     stored = (found.images * 255).round() / 255  # files have 8 bits
     offset = (stored - images).flatten(1)

@@ -122,6 +122,8 @@ def test_rivals_fool_images_that_the_best_other_class_alone_does_not(threat: Thr
     assert bool((against.loss >= once.loss).all())
     assert not bool((against.robust & ~once.robust).any())
     assert int((once.robust & ~against.robust).sum()) >= 3
+    # the strongest margin is a wrong answer wherever any was found
+    assert torch.equal(against.prediction == labels, against.robust)
     # a model of ten classes has nine others; more are as many as there are
     assert torch.equal(*(attack(net, x[:4], labels[:4], threat, replace(method, rivals=n)).images for n in (9, 20)))
 
