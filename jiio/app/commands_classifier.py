@@ -61,6 +61,14 @@ def train_adversarial(options: TrainAdversarial) -> dict[str, Any]:
         raise UserError("--norm linf needs a --radius, say 0.1: that of l2 would let an attack repaint the image")
     if not 0 <= options.clean < 1:
         raise UserError(f"--clean must lie in [0, 1), got {options.clean}; --attack none trains on clean images alone")
+    if options.warm and options.attack != "pgd":
+        raise UserError(
+            f"--warm is for --attack pgd, whose solves follow one another: --attack {options.attack} has none"
+        )
+    if options.clean and options.attack == "none":
+        raise UserError(
+            "--clean is a share beside attacked images: --attack none trains on clean images alone, leave it out"
+        )
     training = Training(
         attack=options.attack,
         attack_steps=options.attack_steps,
