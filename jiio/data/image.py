@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 
 def open_image(path: Path, *, channels: int, content: bytes | None = None) -> Image.Image:
-    """The file as a grey (1) or colour (3) picture; `ValueError` naming it when it can't be read.
+    """The file as a grey (1) or colour (3) picture, upright; `ValueError` naming it when it can't be read.
 
     content: of the file, where it is no file of its own (it is in an archive).
     """
@@ -20,7 +20,9 @@ def open_image(path: Path, *, channels: int, content: bytes | None = None) -> Im
         raise ValueError(f"images have 1 or 3 channels, got {channels}")
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as picture:
-            return _eight_bits(picture, path).convert("L" if channels == 1 else "RGB")
+            # a camera notes how it was held and leaves the pixels as they came; viewers turn them
+            upright = ImageOps.exif_transpose(picture)
+            return _eight_bits(upright, path).convert("L" if channels == 1 else "RGB")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no image file {str(path)!r}") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:

@@ -126,6 +126,21 @@ def test_a_grey_ramp_is_the_same_in_every_mode(mode: str, suffix: str, tmp_path:
         assert float((found - torch.from_numpy(ramp / 255)).abs().max()) < 1.5 / 255
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_a_photograph_taken_with_a_turned_camera_is_upright(suffix: str, tmp_path: Path) -> None:
+    """Orientation 6: the pixels' top row is the scene's right side. Pillow turns a TIFF by itself: not twice."""
+    upright, file = np.zeros((16, 24), np.uint8), tmp_path / f"turned.{suffix}"
+    upright[:, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    compression = {"compression": "tiff_lzw"} if suffix == "tif" else {}
+    Image.fromarray(np.rot90(upright)).save(file, exif=exif, **compression)
+    for channels in (1, 3):
+        found = read_image(file, channels=channels)
+        assert found.shape == (channels, 16, 24)
+        assert float((found - torch.from_numpy(upright / 255)).abs().max()) < 0.05
+
+
 def test_images_whose_white_nobody_knows_or_that_are_too_large_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
