@@ -9,12 +9,14 @@ from torch import Tensor
 
 from jiio.tasks.measurement import Measurement
 
+LEAST_VARIANCE = 1e-6  # of a pixel in [0, 1]: a quarter of a step of 8 bits
+
 
 @dataclass(frozen=True)
 class PPCA:
     """image = mean + W l + e, l ~ N(0, 1) of `latent` entries, e ~ N(0, variance) per pixel. Double precision.
 
-    mean: (pixels,).  W: (pixels, latent).  components: the principal directions, (pixels, latent).
+    mean: (pixels,).  W: (pixels, latent).  components: the principal directions, (pixels, latent).  variance: positive.
     """
 
     mean: Tensor
@@ -24,7 +26,10 @@ class PPCA:
 
     @classmethod
     def fit(cls, images: Tensor, latent: int) -> PPCA:
-        """Maximum likelihood on images (n, channels, height, width), by the leading eigenvectors of their covariance."""
+        """Maximum likelihood on images (n, channels, height, width), by the leading eigenvectors of their covariance.
+
+        Images that are no more than `latent` + 1 leave a variance of 0, or what rounding makes of it, under which a pixel
+        that is known without noise has no posterior: it counts as `LEAST_VARIANCE` then."""
         flat = images.flatten(1).double()
         if not 1 <= latent < flat.shape[1]:
             raise ValueError(
@@ -34,7 +39,7 @@ class PPCA:
         centred = flat - mean
         values, vectors = leading(centred, latent)
         total = float(centred.square().sum() / len(flat))
-        variance = (total - float(values.sum())) / (flat.shape[1] - latent)
+        variance = max((total - float(values.sum())) / (flat.shape[1] - latent), LEAST_VARIANCE)
         return cls(mean, vectors * (values - variance).clamp_min(0).sqrt(), vectors, variance)
 
     def reconstruct(self, images: Tensor) -> Tensor:

@@ -30,6 +30,17 @@ def test_fit_is_the_maximum_likelihood_covariance() -> None:
     assert torch.allclose(fitted @ model.components, covariance @ model.components)
 
 
+@pytest.mark.parametrize("count, latent", [(1, 3), (5, 6), (7, 6), (8, 6)])
+@pytest.mark.parametrize("operator", [Identity(), Hole(2), GaussianBlur(0.7)])
+def test_images_as_few_as_the_latent_has_entries_make_a_baseline(count: int, latent: int, operator) -> None:
+    """They leave no variance to the pixels, but pixels known without noise keep their values."""
+    model = PPCA.fit(data(count), latent)
+    measurement = measure(operator, data(20)[10:])
+    in_range, posterior = model.restore(measurement)
+    assert bool(in_range.isfinite().all() and posterior.isfinite().all())
+    assert float((operator.apply(posterior, *measurement.parameters) - measurement.y).abs().max()) < 1e-4
+
+
 SOFT = Mask(torch.linspace(0, 1, 36, dtype=torch.float64).view(1, 6, 6))
 
 
