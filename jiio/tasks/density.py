@@ -10,6 +10,7 @@ from torch import Tensor
 
 PER_COMPONENT = 8  # latents, times their size, that a component is fitted to at least
 RIDGE = 1e-3  # of the mean variance, on each component's covariance
+LEAST_VARIANCE = 1e-6  # of each entry of a component: latents that are all one have none, and no density
 UNUSED = -1e30  # log weight of a component that is not used: finite, so that its gradient is 0 and not NaN
 
 
@@ -72,18 +73,18 @@ class LatentDensity(NamedTuple):
     @classmethod
     def fit(cls, latents: Tensor, *, components: int, seed: int = 0) -> LatentDensity:
         """Fitted to `latents` (count, latent) by expectation maximisation; components that so few latents can't support
-        keep a weight of 0."""
+        keep a weight of 0. Latents that do not differ, as a single one, make a narrow Gaussian about them."""
         from sklearn.exceptions import ConvergenceWarning  # a second of start-up, which most commands need not pay
         from sklearn.mixture import GaussianMixture
 
         count, size = latents.shape
         used = max(1, min(components, count // (PER_COMPONENT * size)))
         values = latents.detach().double().cpu().numpy()
-        mixture = GaussianMixture(used, reg_covar=RIDGE * values.var(), random_state=seed)
+        mixture = GaussianMixture(used, reg_covar=max(RIDGE * values.var(), LEAST_VARIANCE), random_state=seed)
         with warnings.catch_warnings():
             # a fit stopped after 100 rounds is as good a prior as one that went on
             warnings.simplefilter("ignore", ConvergenceWarning)
-            mixture.fit(values)
+            mixture.fit(values if count > 1 else values.repeat(2, axis=0))  # scikit-learn asks for two
         weight, mean = latents.new_zeros(components), latents.new_zeros(components, size)
         precision = torch.eye(size).to(latents).repeat(components, 1, 1)
         for target, found in (

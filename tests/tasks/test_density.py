@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
@@ -42,6 +43,17 @@ def test_components_that_few_latents_cannot_support_are_unused_and_harmless() ->
     density.energy(x).sum().backward()
     assert x.grad is not None and bool(x.grad.isfinite().all())
     assert torch.allclose(density.energy(x.detach()), density.gaussian().energy(x.detach()), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "latents", [torch.ones(1, 3), torch.zeros(40, 3), torch.tensor([[1.0, 2.0, 3.0]]).expand(300, 3)]
+)
+def test_latents_that_do_not_differ_have_a_narrow_density(latents: torch.Tensor) -> None:
+    """Of a folder with one image, or where a training found one latent for all."""
+    density = LatentDensity.fit(latents, components=4)
+    drawn = density.sample(50, torch.Generator().manual_seed(0))
+    assert torch.allclose(drawn.mean(0), latents[0], atol=0.1)
+    assert bool(density.energy(drawn).isfinite().all() and density.gaussian().precision.isfinite().all())
 
 
 def test_one_gaussian_keeps_mean_and_covariance() -> None:
