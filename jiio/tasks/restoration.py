@@ -106,11 +106,12 @@ def restoration_step(
 
 
 def pixel_weight(model: LatentModel, measurement: Measurement) -> Tensor:
-    """How much of each pixel is measured, (batch, pixels): all or a mask, else the operator's energy."""
+    """How much of each pixel is measured, (batch, pixels): its share of A^T A under a mask, else the operator's energy."""
     shape = (len(measurement.y), *measurement.image_shape)
     if not measurement.mixes:
         known = measurement.y.new_ones(1) if measurement.mask is None else measurement.mask
-        return known.expand(shape).flatten(1)
+        # a pixel that is known in part counts by the square of its part: steps of less would end short of the minimum
+        return known.square().expand(shape).flatten(1)
     kept = COHERENT * energy(measurement, model.tangent)
     return kept.view(-1, 1).expand(-1, math.prod(measurement.image_shape))
 

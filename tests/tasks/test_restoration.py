@@ -37,6 +37,16 @@ def test_every_damage_is_solved(operator, sigma: float) -> None:
     assert bool(solution.converged.all())
 
 
+def test_a_mask_that_shows_a_part_of_each_pixel_takes_steps_made_for_its_square() -> None:
+    """Steps made for the mask itself took 22, and ended 0.009 from the minimum."""
+    model, clean = load("digits-generator").double(), load_images("digits", "test")[:16].double()
+    measurement = measure(Mask(torch.full((1, 8, 8), 0.2)), clean)
+    _, solution = restore(model, measurement)
+    exact = solve(restoration(model, measurement), solution.value, tol=1e-6, max_steps=1000)
+    assert int(solution.steps.max()) <= 17
+    assert float((solution.value.x - exact.value.x).norm(dim=1).max()) < 0.005
+
+
 @pytest.mark.parametrize("operator, sigma", OPERATORS.values(), ids=OPERATORS)
 def test_the_posterior_mean_is_that_of_a_gaussian(operator, sigma: float) -> None:
     """Against dense algebra with A as a matrix of each sample."""
