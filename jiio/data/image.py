@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def open_image(path: Path, *, channels: int, content: bytes | None = None) -> Image.Image:
-    """The file as a grey (1) or colour (3) picture, upright; `ValueError` naming it when it can't be read.
+    """The file as a grey (1) or colour (3) picture, upright; `ValueError` naming it when it can't be read or is transparent.
 
     content: of the file, where it is no file of its own (it is in an archive).
     """
@@ -22,11 +22,24 @@ def open_image(path: Path, *, channels: int, content: bytes | None = None) -> Im
         with Image.open(path if content is None else io.BytesIO(content)) as picture:
             # a camera notes how it was held and leaves the pixels as they came; viewers turn them
             upright = ImageOps.exif_transpose(picture)
+            _refuse_transparency(upright, path)
             return _eight_bits(upright, path).convert("L" if channels == 1 else "RGB")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no image file {str(path)!r}") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable image: {error}") from error
+
+
+def _refuse_transparency(picture: Image.Image, path: Path) -> None:
+    """What lies below transparent pixels is whatever a program left there, often black, and no one has seen it."""
+    sixteen_bits = picture.mode.startswith("I")  # one value may be transparent; Pillow makes no alpha channel of it
+    if not picture.has_transparency_data or sixteen_bits:
+        return
+    least, _ = picture.convert("RGBA").getchannel("A").getextrema()
+    if least < 255:
+        raise ValueError(
+            f"{path} has transparent pixels, and nothing says what is behind them: save it without transparency, on white say"
+        )
 
 
 def _eight_bits(picture: Image.Image, path: Path) -> Image.Image:

@@ -141,6 +141,23 @@ def test_a_photograph_taken_with_a_turned_camera_is_upright(suffix: str, tmp_pat
         assert float((found - torch.from_numpy(upright / 255)).abs().max()) < 0.05
 
 
+@pytest.mark.parametrize("mode, suffix", [("RGBA", "png"), ("LA", "png"), ("P", "gif"), ("L", "png"), ("RGBA", "webp")])
+def test_transparent_pixels_are_refused_and_an_alpha_channel_that_hides_nothing_is_not(
+    mode: str, suffix: str, tmp_path: Path
+) -> None:
+    file = tmp_path / f"a.{suffix}"
+    picture = Image.new(mode, (8, 6), {"RGBA": (9, 9, 9, 255), "LA": (9, 255)}.get(mode, 9))
+    picture.save(file)
+    assert read_image(file, channels=3).shape == (3, 6, 8)
+    if mode in ("RGBA", "LA"):
+        picture.putpixel((2, 3), (9, 9, 9, 200)[-len(mode) :])
+        picture.save(file)
+    else:
+        picture.save(file, transparency=9)
+    with pytest.raises(ValueError, match=r"a\..* has transparent pixels.*save it without transparency"):
+        read_image(file, channels=3)
+
+
 def test_images_whose_white_nobody_knows_or_that_are_too_large_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
