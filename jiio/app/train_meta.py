@@ -50,6 +50,11 @@ class Training:
     refresh_every: int = 20
     seed: int = 0
 
+    @property
+    def batch(self) -> int:
+        """Samples a step: a task is one."""
+        return self.tasks
+
 
 class Trainer(Trainable[ContextClassifier, Training]):
     """The state of a training: `step` optimiser steps done."""

@@ -28,6 +28,11 @@ class Options(Protocol):
         ...
 
     @property
+    def batch(self) -> int:
+        """Samples a step."""
+        ...
+
+    @property
     def learning_rate(self) -> float:
         """At its highest; matrices take four times as much (`WeightOptimizer`)."""
         ...
@@ -227,8 +232,11 @@ def _act(watches: Sequence[Watch], figures: Figures) -> None:
 def open_run(
     folder: RunFolder, trainer: Trainable[Any, Any], config: dict[str, Any], *, resume: bool, overwrite: bool
 ) -> list[str]:
-    """Make the run's folder, or take up its last checkpoint; what was wrong with checkpoints that had to be skipped."""
+    """Make the run's folder, or take up its last checkpoint; what was wrong with checkpoints that had to be skipped.
+
+    `UserError`, and no folder, where the team can't split a batch."""
     team = trainer.team
+    team.parts(trainer.training.batch)
     existing = "resume" if resume else "replace" if overwrite else "refuse"
     team.first(lambda: folder.create(config, existing=existing))
     if not resume:

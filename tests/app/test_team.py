@@ -145,9 +145,14 @@ def test_the_parts_of_two_processes_cover_the_batch_in_order() -> None:
     assert torch.cat(seen).tolist() == list(range(12))
 
 
-def test_a_batch_that_cannot_be_split_evenly_is_refused() -> None:
+def test_a_batch_that_cannot_be_split_evenly_is_refused_before_there_is_a_run(tmp_path: Path) -> None:
+    """A run that was begun would stand in the way of the command that is mended."""
     with pytest.raises(UserError, match=r"batch of 16 is not a multiple of 3: 1 processes times 3 accumulated parts"):
         generation(Team(accumulate=3)).advance()
+    for make, batch in ((generation, 16), (classification, 16), (meta, 2)):
+        with pytest.raises(UserError, match=f"batch of {batch} is not a multiple of 3"):
+            open_run(RunFolder(tmp_path / "run"), make(Team(accumulate=3)), {}, resume=False, overwrite=False)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="--accumulate must be at least 1"):
         Team(accumulate=0)
 
