@@ -35,8 +35,7 @@ def _refuse_transparency(picture: Image.Image, path: Path) -> None:
     sixteen_bits = picture.mode.startswith("I")  # one value may be transparent; Pillow makes no alpha channel of it
     if not picture.has_transparency_data or sixteen_bits:
         return
-    least, _ = picture.convert("RGBA").getchannel("A").getextrema()
-    if least < 255:
+    if np.asarray(picture.convert("RGBA").getchannel("A")).min() < 255:
         raise ValueError(
             f"{path} has transparent pixels, and nothing says what is behind them: save it without transparency, on white say"
         )
