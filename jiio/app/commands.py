@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -119,8 +120,8 @@ def restore(options: Restore) -> dict[str, Any]:
 
     if not options.images:
         raise UserError("name at least one image file")
-    if options.noise < 0:
-        raise UserError(f"--noise must not be negative, got {options.noise}")
+    if not 0 <= options.noise < math.inf:
+        raise UserError(f"--noise must be finite and must not be negative, got {options.noise}")
     if options.damage and (options.mask or options.noise):
         raise UserError("--damage is for clean files, --mask and --noise for damaged ones: give one or the other")
     _, model, _ = open_generator(options.run, options.device)

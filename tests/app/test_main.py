@@ -140,7 +140,8 @@ def test_a_colour_file_is_restored_in_grey_and_other_sizes_refused(
     assert "unknown damage 'rust'" in refused(capsys, "restore", run, colour, "--damage", "rust", *out)
     both = ("--damage", "hole", "--noise", 0.1)
     assert "one or the other" in refused(capsys, "restore", run, colour, *both, *out)
-    assert "must not be negative" in refused(capsys, "restore", run, colour, "--noise=-1", *out)
+    for noise in ("-1", "nan", "inf"):
+        assert "must not be negative" in refused(capsys, "restore", run, colour, f"--noise={noise}", *out)
 
 
 def test_evaluate_writes_its_report_and_picture(run: str, tmp_path: Path) -> None:
