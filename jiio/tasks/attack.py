@@ -26,7 +26,7 @@ RESOLVE_TOL = 1e-4
 AHEAD_STEPS = 10
 # of sign steps, which at a constant length turn about wherever a pixel is best between its bounds
 SHRINKING = Falling(start=1.0, end=0.05, factor=0.85)
-# of two losses, relative: starts that end at the same maximum differ in rounding alone, and with that in the batch
+# of 1 + |loss|: starts that end at the same maximum differ in rounding alone, and with that in the batch
 SAME = 1e-5
 GRADIENT_TOL = 1e-2  # of mu and x where a training takes its gradient, which errs by as much
 
