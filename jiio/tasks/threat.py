@@ -54,7 +54,8 @@ class Threat:
         return self.constraint(images).project(images + torch.stack([self._offset(image, seed) for image in images]))
 
     def _offset(self, image: Tensor, seed: int) -> Tensor:
-        content = zlib.crc32(image.detach().cpu().contiguous().numpy().tobytes())
+        # the bytes themselves, for numpy has no bfloat16
+        content = zlib.crc32(image.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         generator = torch.Generator().manual_seed(content * 1000003 + seed)
         if self.norm == "linf":
             offset = self.radius * (2 * torch.rand(image.shape, generator=generator) - 1)

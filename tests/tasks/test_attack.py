@@ -128,6 +128,16 @@ def test_rivals_fool_images_that_the_best_other_class_alone_does_not(threat: Thr
     assert torch.equal(*(attack(net, x[:4], labels[:4], threat, replace(method, rivals=n)).images for n in (9, 20)))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_random_starts_are_drawn_for_images_of_any_float_type(dtype: torch.dtype) -> None:
+    x = images(2)[0].to(dtype)
+    for threat in (Threat("l2", 0.5), Threat("linf", 0.1)):
+        found = threat.random(x, 1)
+        assert found.dtype == dtype
+        assert torch.equal(found, threat.random(x, 1)) and not torch.equal(found, threat.random(x, 2))
+        assert bool((threat.constraint(x.double()).contains(found.double(), 1e-2)).all())
+
+
 def test_restarts_never_weaken_an_attack() -> None:
     x, labels = images(8)
     threat = Threat("l2", 0.8)
