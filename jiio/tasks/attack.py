@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from jiio.problem import Problem, State
 from jiio.schedule import Constant, Falling, Schedule
 from jiio.solution import Solution, Work
 from jiio.solve import solve
+from jiio.solver import require_count
 from jiio.step import Step
 from jiio.tasks.attack_problem import ImageModel, Loss, against, attack_problem, check_loss, rivals
 from jiio.tasks.threat import Threat
@@ -123,8 +125,8 @@ def _schedule(threat: Threat) -> Schedule:
 
 
 def _check(method: JointAttack | PGDAttack) -> None:
-    if method.steps < 1 or method.restarts < 1:
-        raise ValueError(f"steps and restarts must be at least 1, got {method.steps} and {method.restarts}")
+    require_count("steps", method.steps)
+    require_count("restarts", method.restarts)
     # steps that are not finite would leave every image as it is, and call it robust
     if not 0 < method.rate < math.inf:
         raise ValueError(f"rate must be positive and finite, got {method.rate}")
@@ -132,8 +134,8 @@ def _check(method: JointAttack | PGDAttack) -> None:
         raise ValueError(f"lookahead must be finite and not negative, got {method.lookahead}")
     if math.isnan(method.mirror):
         raise ValueError("mirror must be a loss, or inf for never; got nan")
-    if method.rivals < 0:
-        raise ValueError(f"rivals must be at least 0, got {method.rivals}")
+    if not isinstance(method.rivals, Integral) or method.rivals < 0:
+        raise ValueError(f"rivals must be a whole number, at least 0, got {method.rivals!r}")
     check_loss(method.loss)
 
 

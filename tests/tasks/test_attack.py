@@ -201,6 +201,10 @@ def test_bad_input_is_refused() -> None:
         JointAttack(restarts=0)
     with pytest.raises(ValueError, match="rivals must be"):
         JointAttack(rivals=-1)
+    for method in (JointAttack, PGDAttack):
+        for name in ("steps", "restarts", "rivals"):
+            with pytest.raises(ValueError, match=f"{name} .*a whole number"):
+                method(**{name: 1.5})
     with pytest.raises(ValueError, match="a target or rivals"):
         attack(model(), x, labels, Threat(), JointAttack(rivals=1), target=labels)
     with pytest.raises(ValueError, match="mirror"):
