@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jiio.autodiff import pull, variable
 from jiio.tasks.attack import Attack, JointAttack, PGDAttack, attack
-from jiio.tasks.attack_problem import ImageModel, margin
+from jiio.tasks.attack_problem import ImageModel, attack_problem, margin
 from jiio.tasks.threat import Threat
 from jiio.tree import wide
 
@@ -54,8 +54,10 @@ def audit(
 ) -> Audit:  # fmt: skip
     """Every check on `images` (batch, channels, height, width) of classes `labels`; `other` gives logits of another model.
 
-    `watch` is told the name of each check before it begins.
+    `watch` is told the name of each check before it begins. `ValueError` as `attack_problem`.
     """
+    # before the first check, which would meet wrong labels with torch's own error, or take them for wrong answers
+    (labels,) = attack_problem(model, images, labels, threat).context
 
     def strongest(method: JointAttack | PGDAttack, radius: float = 1.0) -> Attack:
         wider = Threat(threat.norm, radius * threat.radius, threat.low, threat.high)

@@ -81,3 +81,28 @@ def test_the_search_without_gradients_stays_feasible_and_finds_wrong_answers(thr
     assert float(found.min()) >= 0 and float(found.max()) <= 1
     assert accuracy(net, found, labels) < accuracy(net, x, labels)
     assert torch.equal(found, square_search(net, x, labels, threat, steps=100))
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (lambda y: y.float(), "labels must be integers, got torch.float32"),
+        (lambda y: y + 4, "labels of 4 classes lie between 0 and 3"),
+        (lambda y: y[:2], r"labels of shape \(2,\) do not fit"),
+    ],
+)
+def test_an_audit_refuses_labels_that_are_no_classes(wrong, words: str) -> None:
+    x, labels = images(4)
+    with pytest.raises(ValueError, match=words):
+        audit(model(), x, wrong(labels), Threat("l2", 0.5), other=model(1))
+
+
+def test_an_audit_takes_labels_of_other_integer_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jiio.tasks.masking.square_search", lambda model, images, *rest: images)
+    for name in ("RADII", "RATES", "TOLERANCES", "UNROLLED"):
+        monkeypatch.setattr(f"jiio.tasks.masking.{name}", (1,))
+    x, labels = images(4)
+    found, expected = (
+        audit(model(), x, y, Threat("l2", 0.5), other=model(1)) for y in (labels.to(torch.int32), labels)
+    )
+    assert found == expected
