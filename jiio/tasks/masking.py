@@ -185,12 +185,13 @@ def _margin(model: Logits, images: Tensor, labels: Tensor) -> Tensor:
 
 def surrogate(images: Tensor, labels: Tensor, *, steps: int = 300, seed: int = 0) -> nn.Module:
     """Another model to transfer attacks from: a small convolutional network trained without attacks."""
-    torch.manual_seed(seed)
     classes, channels = int(labels.max()) + 1, images.shape[1]
-    model = nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, classes),
-    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, classes),
+        )  # fmt: skip
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):

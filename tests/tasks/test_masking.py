@@ -106,3 +106,12 @@ def test_an_audit_takes_labels_of_other_integer_types(monkeypatch: pytest.Monkey
         audit(model(), x, y, Threat("l2", 0.5), other=model(1)) for y in (labels.to(torch.int32), labels)
     )
     assert found == expected
+
+
+def test_another_model_is_seeded_and_leaves_the_global_state_as_it_is() -> None:
+    x, labels = images(8)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again, other = (surrogate(x, labels, steps=2, seed=seed)(x) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, again) and not torch.equal(first, other)
