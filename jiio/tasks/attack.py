@@ -49,7 +49,8 @@ class JointAttack:
     restarts: solves of each image, the first from the clean image, the others from seeded random feasible points.
     mirror: images whose loss ends above it are attacked once more, from the opposite of the perturbation that was found, as
     far as the box allows: a second maximum mostly lies on the other side, and often is the higher one. inf: never; -inf:
-    always. It raises the mean loss; most images above the default are fooled already, and targeted losses are never above 0.
+    always. It raises the mean loss; most images above the default are fooled already, and targeted cross-entropies, with
+    their sign turned, are never above 0.
     rivals: further solves of an untargeted attack, each for the margin of one other class over the label's: of those that
     the clean image is likeliest to be taken for, as far as there are so many. The best of all other logits changes its
     class on the way at most once or twice, and the class that is nearest at first need not be the one within reach.

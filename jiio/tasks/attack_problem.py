@@ -24,7 +24,11 @@ Loss = Literal["cross_entropy", "margin"]
 
 
 class ImageModel(Protocol):
-    """What an attack needs of a model; `jiio.models.Classifier` is one."""
+    """What an attack needs of a model; `jiio.models.Classifier` is one.
+
+    f and the readout treat each sample by itself and the same at every call: give a model with dropout or batch norm in
+    `eval()`, or its solves do not converge, or depend on the batch.
+    """
 
     def cell(self) -> Callable[[Any, Tensor], Any]:
         """f(z, x) with weights bound once."""
