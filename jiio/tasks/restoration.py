@@ -30,7 +30,8 @@ from jiio.tasks.image_rule import ImageRule
 from jiio.tasks.latent_model import LatentModel, density, start
 from jiio.tasks.measurement import Measurement
 
-CORRELATED = 8.0
+CORRELATED = 2.0
+LARGEST_SIDE = 32  # of a hidden square that counts: nothing is known of larger ones, and looking for them takes long
 ROW_PROBES = 32
 ENERGY_PROBES = 16
 COHERENT = 2.0  # scatter of tangents left by an operator, over what it leaves of their mean (docs/experiments.md)
@@ -61,29 +62,40 @@ def model_variance(model: LatentModel, measurement: Measurement) -> Tensor:
 
     Errors of neighbouring pixels go together, so the numbers measured tell less than as many independent ones would, and the
     density of the latents should count for more. That helps where the measurement does not hold the latent fast by itself:
-    `CORRELATED` times beside hidden blocks, once where hidden pixels are scattered, and 1/4 of the numbers of an image over
-    those measured, at least once, for other operators (docs/experiments.md).
+    `CORRELATED` times the side of what a mask hides, and for other operators a quarter of the numbers of an image over
+    those measured, at least once (docs/experiments.md).
     """
     if measurement.mask is not None:
-        times = CORRELATED if hides_blocks(measurement.mask) else 1.0
+        # one mask that the operator draws, not those of the batch, on which no sample may depend
+        (mask,) = measurement.operator.draw(measurement.image_shape, torch.Generator().manual_seed(0))
+        times = CORRELATED * hidden_side(mask)
     else:
-        times = max(1.0, 0.25 * math.prod(measurement.image_shape) / measurement.y[0].numel())
-    return model.residual_variance.mean() * times
+        times = 0.25 * math.prod(measurement.image_shape) / measurement.y[0].numel()
+    return model.residual_variance.mean() * max(1.0, times)
 
 
-def hides_blocks(mask: Tensor) -> bool:
-    """Whether most of what the first mask of (batch, channels, height, width) hides in all channels is in blocks of 3x3.
+def hidden_side(mask: Tensor) -> int:
+    """Side of the squares that what a mask (channels, height, width) hides in all channels lies in, up to `LARGEST_SIDE`: of
+    the largest about each hidden pixel, on average, rounded down. 1 for scattered pixels, 0 where none is hidden.
 
-    >>> hole, stripes = torch.ones(2, 1, 1, 6, 6)
+    >>> hole, stripes = torch.ones(2, 1, 6, 6)
     >>> hole[..., 1:4, 1:4] = 0
     >>> stripes[..., ::2] = 0
-    >>> hides_blocks(hole), hides_blocks(stripes)
-    (True, False)
+    >>> hidden_side(hole), hidden_side(stripes), hidden_side(torch.ones(1, 6, 6))
+    (3, 1, 0)
     """
-    hidden = (mask[:1] == 0).all(1, keepdim=True).float()
-    centres = 1 - F.max_pool2d(1 - hidden, 3, stride=1, padding=1)
-    blocks = F.max_pool2d(centres, 3, stride=1, padding=1)
-    return bool(blocks.sum() > 0.5 * hidden.sum())
+    hidden = (mask == 0).all(0)[None, None].float()
+    corners, inside = (
+        hidden,
+        0.0,
+    )  # of squares of one side; hidden pixels that lie in such a square, of all sides in turn
+    for side in range(1, min(*hidden.shape[2:], LARGEST_SIDE) + 1):
+        wide = F.max_pool2d(F.pad(corners, (side - 1,) * 4), (1, side), stride=1)
+        inside += float(F.max_pool2d(wide, (side, 1), stride=1).sum())
+        if min(corners.shape[2:]) == 1:
+            break
+        corners = 1 - F.max_pool2d(1 - corners, 2, stride=1)  # four squares that overlap make the next larger one
+    return int(inside / max(float(hidden.sum()), 1.0))
 
 
 def data_weight(variance: Tensor, measurement: Measurement) -> Tensor:
