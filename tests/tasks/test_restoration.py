@@ -12,6 +12,7 @@ from jiio.tasks.measurement import Downsample, GaussianBlur, Hole, Identity, Mas
 from jiio.tasks.restoration import (
     DamagedLoss,
     energy,
+    model_variance,
     pixel_weight,
     posterior_mean,
     restoration,
@@ -125,6 +126,32 @@ def test_energy_is_what_an_operator_leaves_of_smooth_changes() -> None:
     assert energy(measure(Downsample(), images()), smooth).tolist() == pytest.approx([0.25] * 6)
     white = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     assert energy(measure(Downsample(), images()), white).tolist() == pytest.approx([1 / 16] * 6, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    "operator, times",
+    [
+        (Identity(), 1.0),
+        (Hole(), 6.0),  # a tenth of 64 pixels, three by three
+        (Mask(torch.ones(1, 8, 8)), 1.0),
+        (Mask((torch.arange(8) % 2).expand(1, 8, 8).float()), 2.0),
+        (Mask(torch.zeros(1, 8, 8)), 16.0),
+        (Downsample(2), 1.0),  # a quarter of the numbers
+        (Downsample(4), 4.0),
+    ],
+)
+def test_errors_count_as_correlated_where_much_is_left_to_guess(operator, times: float) -> None:
+    model, x = load("digits-generator"), load_images("digits", "test")[:3]
+    variance = float(model.residual_variance.mean())
+    assert float(model_variance(model, measure(operator, x))) == pytest.approx(times * variance)
+
+
+def test_how_far_pixels_are_believed_does_not_depend_on_which_are_hidden() -> None:
+    """Squares of two occur or not among scattered pixels of 8x8; a batch is not weighed by its first mask."""
+    model, x = load("digits-generator"), load_images("digits", "test")[:40]
+    whole = measure(PixelMask(), x)
+    variances = {float(model_variance(model, whole.select(slice(i, i + 1)))) for i in range(40)}
+    assert variances == {float(model_variance(model, whole))}
 
 
 def test_pixels_that_are_measured_by_themselves_count_once() -> None:
