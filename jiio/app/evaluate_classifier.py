@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -60,17 +61,17 @@ def evaluate(
     work: f, vjp and cost_grad a sample of the project's own attacks; other people's are timed alone. resolved: share of the
     images all of whose equilibria could be solved, of the project's own attacks.
     """
-    # hundreds of solves would warn of what the report has as one figure
-    model.tol, model.on_failure = EVALUATION_TOL, "ignore"
-    every = _right(model, images, labels)
-    rows = torch.arange(len(images)) if rows is None else rows
-    device = device_of(model)
-    right, images, labels = every[rows], images[rows].to(device), labels[rows].to(device)
-    attack(model, images[:1], labels[:1], threat, JointAttack(steps=1))  # what a first call costs is no attack's time
-    results: dict[str, Result] = {}
-    for name, run in attacks(model, threat).items():
-        torch.manual_seed(seed)  # other people's attacks draw from torch's global state
-        results[name] = run(images, labels, watch)
+    with solved_to(model, EVALUATION_TOL):
+        every = _right(model, images, labels)
+        rows = torch.arange(len(images)) if rows is None else rows
+        device = device_of(model)
+        right, images, labels = every[rows], images[rows].to(device), labels[rows].to(device)
+        # what a first call costs is no attack's time
+        attack(model, images[:1], labels[:1], threat, JointAttack(steps=1))
+        results: dict[str, Result] = {}
+        for name, run in attacks(model, threat).items():
+            torch.manual_seed(seed)  # other people's attacks draw from torch's global state
+            results[name] = run(images, labels, watch)
     return {
         "images": len(images),
         "threat": {"norm": threat.norm, "radius": threat.radius},
@@ -79,6 +80,18 @@ def evaluate(
         "attacks": {name: _row(right & result.robust, result) for name, result in results.items()},
         "strongest": wilson(torch.stack([right, *(result.robust for result in results.values())]).all(0)),
     }
+
+
+@contextmanager
+def solved_to(model: Classifier, tol: float) -> Iterator[None]:
+    """Within, the model's equilibria and adjoints are solved to `tol` and do not warn, as hundreds of solves would of what a
+    report has as one figure; afterwards it is what it was."""
+    before = model.tol, model.on_failure
+    model.tol, model.on_failure = tol, "ignore"
+    try:
+        yield
+    finally:
+        model.tol, model.on_failure = before
 
 
 def attacks(model: Classifier, threat: Threat) -> dict[str, Run]:

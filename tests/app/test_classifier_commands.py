@@ -93,11 +93,15 @@ def test_attacks_of_others_work_on_the_model_in_eval_mode(run: Path) -> None:
     pytest.importorskip("foolbox")
     model = load(run)
     assert isinstance(model, Classifier) and not model.training
-    images, labels = load_images("digits", "test")[:8], load_labels("digits", "test")[:8]
+    images, labels = load_images("digits", "test")[:40], load_labels("digits", "test")[:40]
+    before = model.tol, model.on_failure
     report = evaluate(model, images, labels, Threat("l2", 0.7))
-    others = {name: row["accuracy"] for name, row in report["attacks"].items() if name.startswith("foolbox")}
+    assert (model.tol, model.on_failure) == before
+    accuracy = {name: row["accuracy"] for name, row in report["attacks"].items()}
+    others = [value for name, value in accuracy.items() if name.startswith("foolbox")]
     assert len(others) == 3
-    assert report["attacks"]["joint, 5 restarts"]["accuracy"] <= min(others.values()) + 0.13
+    # a weak attack of our own would flatter the model: by not one image here, a point is allowed
+    assert min(accuracy["joint"], accuracy["joint, margins"]) <= min(others)
 
 
 @pytest.mark.parametrize("norm, radius", [("l2", 4.0), ("linf", 0.5)])
