@@ -19,7 +19,7 @@ class AdversarialLoss(nn.Module):
 
     The attack's cost is minus the cross-entropy, so the loss is minus its Lagrangian, whose gradient in the weights at
     the solved z and mu is exact and needs no further solve (Danskin's theorem for x, the envelope theorem for z).
-    method: one solve of it on the cross-entropy, without restarts or a mirrored start; its `tol` is the accuracy of the
+    method: one solve of it on the cross-entropy, without restarts, rivals or a mirrored start; its `tol` is the accuracy of the
     gradient.
     clean: share of the clean images' cross-entropy in the loss, in [0, 1), as in mixtures like TRADES (Zhang et al. 2019);
     it costs one equilibrium and one adjoint solve.

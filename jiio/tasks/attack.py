@@ -52,8 +52,8 @@ class JointAttack:
     always. It raises the mean loss; most images above the default are fooled already, and targeted cross-entropies, with
     their sign turned, are never above 0.
     rivals: further solves of an untargeted attack, each for the margin of one other class over the label's: of those that
-    the clean image is likeliest to be taken for, as far as there are so many. The best of all other logits changes its
-    class on the way at most once or twice, and the class that is nearest at first need not be the one within reach.
+    the clean image is likeliest to be taken for, as far as there are so many. The class that is nearest at first, which the
+    margin of the best other class follows, need not be the one within reach (docs/experiments.md, "Attacks").
     """
 
     steps: int = 20

@@ -85,10 +85,8 @@ def hidden_side(mask: Tensor) -> int:
     (3, 1, 0)
     """
     hidden = (mask == 0).all(0)[None, None].float()
-    corners, inside = (
-        hidden,
-        0.0,
-    )  # of squares of one side; hidden pixels that lie in such a square, of all sides in turn
+    corners = hidden  # of hidden squares of one side
+    inside = 0.0  # hidden pixels that lie in such a square, of all sides in turn
     for side in range(1, min(*hidden.shape[2:], LARGEST_SIDE) + 1):
         wide = F.max_pool2d(F.pad(corners, (side - 1,) * 4), (1, side), stride=1)
         inside += float(F.max_pool2d(wide, (side, 1), stride=1).sum())
