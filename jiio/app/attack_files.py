@@ -15,11 +15,10 @@ from jiio.app.run_folder import UserError
 from jiio.app.table import console
 from jiio.data import write_image
 from jiio.models import Classifier
-from jiio.tasks.attack import JointAttack, attack
+from jiio.tasks.attack import RIVALS, JointAttack, attack
 from jiio.tasks.threat import Threat
 
 SHOWN = 10  # images in the picture
-RIVALS = 3
 
 
 def attack_and_write(

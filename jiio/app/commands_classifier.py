@@ -147,16 +147,16 @@ class AuditRun(WithData):
 def audit_run(options: AuditRun) -> dict[str, Any]:
     """`jiio audit RUN`."""
     from jiio.app.audit import show_audit
+    from jiio.app.evaluate_classifier import EVALUATION_TOL, solved_to
     from jiio.tasks.masking import audit, surrogate
 
     if options.images < 1:
         raise UserError(f"--images must be at least 1, got {options.images}")
     folder, model, config = open_classifier(options.run, options.device)
-    model.tol, model.on_failure = 1e-3, "ignore"
     images, labels = labelled(config, "test", options.data_dir)
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: options.images]
     threat = threat_of(config, options.radius)
-    with stages("another model") as watch:
+    with stages("another model") as watch, solved_to(model, EVALUATION_TOL):
         other = surrogate(*labelled(config, "train", options.data_dir), seed=options.seed).to(options.device)
         found = audit(
             model, images[rows].to(options.device), labels[rows].to(options.device), threat, other=other, watch=watch

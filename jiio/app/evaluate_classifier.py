@@ -20,7 +20,7 @@ from jiio.app.table import console, show
 from jiio.load import device_of
 from jiio.models import Classifier
 from jiio.solution import Work
-from jiio.tasks.attack import RESOLVE_TOL, JointAttack, Method, PGDAttack, attack
+from jiio.tasks.attack import RESOLVE_TOL, RIVALS, JointAttack, Method, PGDAttack, attack
 from jiio.tasks.threat import Threat
 
 BATCH = 250
@@ -28,7 +28,7 @@ RESTARTS = 5
 EVALUATION_TOL = 1e-3  # of z and adjoint while other people's attacks run; `jiio audit` sweeps it
 OWN: dict[str, Method] = {
     "joint": JointAttack(),
-    "joint, margins": JointAttack(loss="margin", mirror=math.inf, rivals=3),
+    "joint, margins": JointAttack(loss="margin", mirror=math.inf, rivals=RIVALS),
     "joint, 5 restarts": JointAttack(restarts=RESTARTS, mirror=-math.inf),
     "PGD-100, cold solves": PGDAttack(steps=100),
 }

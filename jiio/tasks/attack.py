@@ -30,6 +30,7 @@ AHEAD_STEPS = 10
 SHRINKING = Falling(start=1.0, end=0.05, factor=0.85)
 # of 1 + |loss|: starts that end at the same maximum differ in rounding alone, and with that in the batch
 SAME = 1e-5
+RIVALS = 3  # of an attack by margins that is to miss nothing (docs/experiments.md)
 GRADIENT_TOL = 1e-2  # of mu and x where a training takes its gradient, which errs by as much
 
 

@@ -92,15 +92,13 @@ def _cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 def margin(logits: Tensor, label: Tensor) -> Tensor:
     """The best other logit less the label's, (batch,)."""
-    own = logits.gather(1, label[:, None])[:, 0]
-    others = logits.scatter(1, label[:, None], -torch.inf).amax(1)
-    return others - own
+    return _others(logits, label).amax(1) - _of(logits, label)
 
 
 def rivals(logits: Tensor, labels: Tensor, count: int) -> Iterator[Tensor]:
     """The `count` likeliest classes of each image but its own, (batch,) each, the likeliest first."""
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    yield from others.argsort(1, descending=True)[:, : min(count, logits.shape[1] - 1)].unbind(1)
+    order = _others(logits, labels).argsort(1, descending=True)
+    yield from order[:, : min(count, logits.shape[1] - 1)].unbind(1)
 
 
 def against(problem: Problem, readout: Callable[[Any], Tensor], rival: Tensor) -> Problem:
@@ -108,6 +106,16 @@ def against(problem: Problem, readout: Callable[[Any], Tensor], rival: Tensor) -
 
     def cost(z: Any, x: Tensor, label: Tensor, rival: Tensor) -> Tensor:
         logits = readout(z)
-        return (logits.gather(1, label[:, None]) - logits.gather(1, rival[:, None]))[:, 0]
+        return _of(logits, label) - _of(logits, rival)
 
     return replace(problem, cost=cost, context=(*problem.context, rival))
+
+
+def _of(logits: Tensor, classes: Tensor) -> Tensor:
+    """The logit of one class of each sample, (batch,)."""
+    return logits.gather(1, classes[:, None])[:, 0]
+
+
+def _others(logits: Tensor, label: Tensor) -> Tensor:
+    """The logits, the label's out of the running."""
+    return logits.scatter(1, label[:, None], -torch.inf)

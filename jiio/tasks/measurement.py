@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LARGEST_SIDE = 32  # of a hidden square that counts: nothing is known of larger ones, and looking for them takes long
 Shape = tuple[int, int, int]  # channels, height, width
 Parameters = tuple[Tensor, ...]
 
@@ -191,6 +193,12 @@ class Measurement:
         """Whether a number that is measured tells of several pixels, as means and blurs do."""
         return self.mask is None and not isinstance(self.operator, Identity)
 
+    @cached_property
+    def hidden_side(self) -> int:
+        """`hidden_side` of a mask that the operator draws: not of those of the batch, on which no sample may depend."""
+        (mask,) = self.operator.draw(self.image_shape, torch.Generator().manual_seed(0))
+        return hidden_side(mask)
+
     def select(self, rows: Tensor | slice) -> Measurement:
         """The measurement of some samples."""
         return replace(self, y=self.y[rows], parameters=tuple(part[rows] for part in self.parameters))
@@ -198,6 +206,28 @@ class Measurement:
     def to(self, device: str | torch.device) -> Measurement:
         """The measurement on `device`."""
         return replace(self, y=self.y.to(device), parameters=tuple(part.to(device) for part in self.parameters))
+
+
+def hidden_side(mask: Tensor) -> int:
+    """Side of the squares that what a mask (channels, height, width) hides in all channels lies in, up to `LARGEST_SIDE`: of
+    the largest about each hidden pixel, on average, rounded down. 1 for scattered pixels, 0 where none is hidden.
+
+    >>> hole, stripes = torch.ones(2, 1, 6, 6)
+    >>> hole[..., 1:4, 1:4] = 0
+    >>> stripes[..., ::2] = 0
+    >>> hidden_side(hole), hidden_side(stripes), hidden_side(torch.ones(1, 6, 6))
+    (3, 1, 0)
+    """
+    hidden = (mask == 0).all(0)[None, None].float()
+    corners = hidden  # of hidden squares of one side
+    inside = 0.0  # hidden pixels that lie in such a square, of all sides in turn
+    for side in range(1, min(*hidden.shape[2:], LARGEST_SIDE) + 1):
+        wide = F.max_pool2d(F.pad(corners, (side - 1,) * 4), (1, side), stride=1)
+        inside += float(F.max_pool2d(wide, (side, 1), stride=1).sum())
+        if min(corners.shape[2:]) == 1:
+            break
+        corners = 1 - F.max_pool2d(1 - corners, 2, stride=1)  # four squares that overlap make the next larger one
+    return int(inside / max(float(hidden.sum()), 1.0))
 
 
 def measure(

@@ -13,7 +13,6 @@ import math
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jiio.cuda_graph import captured
@@ -31,7 +30,6 @@ from jiio.tasks.latent_model import LatentModel, density, start
 from jiio.tasks.measurement import Measurement
 
 CORRELATED = 2.0
-LARGEST_SIDE = 32  # of a hidden square that counts: nothing is known of larger ones, and looking for them takes long
 ROW_PROBES = 32
 ENERGY_PROBES = 16
 COHERENT = 2.0  # scatter of tangents left by an operator, over what it leaves of their mean (docs/experiments.md)
@@ -66,34 +64,10 @@ def model_variance(model: LatentModel, measurement: Measurement) -> Tensor:
     those measured, at least once (docs/experiments.md).
     """
     if measurement.mask is not None:
-        # one mask that the operator draws, not those of the batch, on which no sample may depend
-        (mask,) = measurement.operator.draw(measurement.image_shape, torch.Generator().manual_seed(0))
-        times = CORRELATED * hidden_side(mask)
+        times = CORRELATED * measurement.hidden_side
     else:
         times = 0.25 * math.prod(measurement.image_shape) / measurement.y[0].numel()
     return model.residual_variance.mean() * max(1.0, times)
-
-
-def hidden_side(mask: Tensor) -> int:
-    """Side of the squares that what a mask (channels, height, width) hides in all channels lies in, up to `LARGEST_SIDE`: of
-    the largest about each hidden pixel, on average, rounded down. 1 for scattered pixels, 0 where none is hidden.
-
-    >>> hole, stripes = torch.ones(2, 1, 6, 6)
-    >>> hole[..., 1:4, 1:4] = 0
-    >>> stripes[..., ::2] = 0
-    >>> hidden_side(hole), hidden_side(stripes), hidden_side(torch.ones(1, 6, 6))
-    (3, 1, 0)
-    """
-    hidden = (mask == 0).all(0)[None, None].float()
-    corners = hidden  # of hidden squares of one side
-    inside = 0.0  # hidden pixels that lie in such a square, of all sides in turn
-    for side in range(1, min(*hidden.shape[2:], LARGEST_SIDE) + 1):
-        wide = F.max_pool2d(F.pad(corners, (side - 1,) * 4), (1, side), stride=1)
-        inside += float(F.max_pool2d(wide, (side, 1), stride=1).sum())
-        if min(corners.shape[2:]) == 1:
-            break
-        corners = 1 - F.max_pool2d(1 - corners, 2, stride=1)  # four squares that overlap make the next larger one
-    return int(inside / max(float(hidden.sum()), 1.0))
 
 
 def data_weight(variance: Tensor, measurement: Measurement) -> Tensor:
