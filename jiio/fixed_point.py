@@ -92,7 +92,12 @@ def relative(defect: Tree, fs: Tree, floor: Tensor | None = None) -> tuple[Tenso
     size = tree.norm(fs).clamp_min(limits.tiny)
     if floor is not None:
         size = torch.maximum(size, floor)
-    return (difference / size).clamp_max(1 / limits.eps), size
+    return part_of(size, difference).clamp_max(1 / limits.eps), size
+
+
+def part_of(size: Tensor, difference: Tensor) -> Tensor:
+    """difference / size; NaN where the size is beyond all floats, of which any difference would seem to be nothing."""
+    return torch.where(size.isinf(), torch.nan, difference / size)
 
 
 def called(name: str, function: Callable[[Tree], Tree], s: Tree) -> Tree:

@@ -13,7 +13,7 @@ from jiio import tree
 from jiio.autodiff import pull, variable
 from jiio.book import Evaluation
 from jiio.constraint import Box, Free, L2Ball, LinfBall
-from jiio.fixed_point import CHECK_EVERY, OneBlock, called, iterate, relative, require_same_form
+from jiio.fixed_point import CHECK_EVERY, OneBlock, called, iterate, part_of, relative, require_same_form
 from jiio.graph import run_as
 from jiio.input_memory import InputMemory, steps_left
 from jiio.precondition import Normalized, Scalar, Sign
@@ -120,7 +120,7 @@ def _residuals(s: State, now: Sweep, floor: Tensor, slope: Tensor) -> _Residuals
     defect = tree.apply(torch.sub, now.f, s.z)
     r_z, size_z = relative(defect, now.f, floor)
     size_mu = torch.maximum(tree.norm(now.adjoint), slope)
-    r_mu = tree.norm(tree.apply(torch.sub, now.mu, s.mu)) / size_mu
+    r_mu = part_of(size_mu, tree.norm(tree.apply(torch.sub, now.mu, s.mu)))
     # the Lagrangian is the cost at the equilibrium to second order in how far z is off, the cost only to first: compared
     # by cost, every fourth attack ended at an earlier image, unconverged, that a lagging z had flattered
     lagrangian = now.cost + tree.inner(s.mu, defect).masked_fill(~(r_mu < 1), 0.0)

@@ -139,8 +139,11 @@ class Normalized(_Fixed):
 
     def direction(self, gradient: Tensor) -> Tensor:
         """g / |g|, 0 where g vanishes."""
-        size = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-        return gradient / wide(size.clamp_min(torch.finfo(size.dtype).tiny), gradient)
+        tiny = torch.finfo(gradient.dtype).tiny
+        # of numbers up to 1: the squares of others may leave the range of floats, and a step be called 0 for it
+        unit = gradient / wide(gradient.flatten(1).abs().amax(1).clamp_min(tiny), gradient)
+        size = torch.linalg.vector_norm(unit.flatten(1), dim=1)
+        return unit / wide(size.clamp_min(tiny), gradient)
 
     def check(self, constraint: Constraint, x: Tensor) -> None:
         """Commutes with every constraint."""

@@ -27,6 +27,7 @@ from jiio import (
     solve,
     tree,
 )
+from jiio.fixed_point import part_of
 from tests.problems import D, N, SmoothCell, linear_quadratic, smooth_problem, zeros
 
 
@@ -68,6 +69,18 @@ def test_a_normalised_step_solves_a_problem_with_an_active_ball() -> None:
     b = solve(problem, zeros(problem), step=Step(0.1), tol=1e-8, max_steps=4000)
     assert float((a.value.x - b.value.x).abs().max()) < 1e-5
     assert bool(ball.contains(a.value.x, 1e-6).all())
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20, 1e38])
+def test_a_normalised_step_has_its_length_whatever_that_of_the_gradient(size: float) -> None:
+    """The squares of small and of large numbers are 0 and infinite in single precision."""
+    gradient = size * torch.tensor([[0.6, -0.8], [0.0, 0.0]])
+    assert torch.allclose(Normalized(0.1).direction(gradient), torch.tensor([[0.6, -0.8], [0.0, 0.0]]))
+
+
+def test_what_is_measured_against_a_size_beyond_all_floats_is_no_residual() -> None:
+    size, difference = torch.tensor([torch.inf, 2.0]), torch.tensor([1.0, 1.0])
+    assert part_of(size, difference).isnan().tolist() == [True, False]
 
 
 def test_a_preconditioner_that_does_not_commute_with_the_constraint_is_refused() -> None:

@@ -19,20 +19,22 @@ from jiio.tasks.attack import RIVALS, JointAttack, attack
 from jiio.tasks.threat import Threat
 
 SHOWN = 10  # images in the picture
+PICTURE = "attack.png"  # beside the attacked files
 
 
 def attack_and_write(
-    model: Classifier, paths: Sequence[Path], images: Tensor, threat: Threat, output: Path, *,
+    model: Classifier, paths: Sequence[Path], images: Tensor, threat: Threat, targets: Sequence[Path], *,
     target: int | None, restarts: int, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Attack `images` away from the model's own answers, or towards `target`; write them below `output`.
+    """Attack `images` away from the model's own answers, or towards `target`; write each to its place in `targets`.
 
     Images that the model takes for the target as they are are named and left out; `UserError` where that is all of them.
     Distances and predictions are those of the files, whose 8 bits may put them a little outside the ball.
     """
     with torch.no_grad():
         answers = model(images).argmax(1)
-    paths, images, answers = _off_target(paths, images, answers, target)
+    rows = _off_target(paths, answers, target)
+    images, answers, targets = images[rows], answers[rows], [targets[row] for row in rows]
     goal = None if target is None else torch.full_like(answers, target)
     # the largest margin is a wrong answer wherever one was found, the largest cross-entropy need not be
     rivals = RIVALS if target is None else 0
@@ -43,18 +45,17 @@ def attack_and_write(
     sizes = offset.norm(dim=1) if threat.norm == "l2" else offset.abs().amax(1)
     with torch.no_grad():
         predictions = model(stored).argmax(1)
-    files = []
-    output.mkdir(parents=True, exist_ok=True)
-    for path, image, before, after, size in zip(
-        paths, stored, answers.tolist(), predictions.tolist(), sizes.tolist(), strict=True
+    for file, image, before, after, size in zip(
+        targets, stored, answers.tolist(), predictions.tolist(), sizes.tolist(), strict=True
     ):
-        files.append(output / f"{path.stem}-attacked.png")
-        write_image(image, files[-1])
-        console.print(f"{files[-1]}: {outcome(before, after, target, threat)}; {threat.norm} distance {size:.2f}")
-    picture = _picture(images.cpu(), stored.cpu(), answers.tolist(), predictions.tolist(), output)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_image(image, file)
+        console.print(f"{file}: {outcome(before, after, target, threat)}; {threat.norm} distance {size:.2f}")
+    picture = targets[0].parent / PICTURE
+    _picture(images.cpu(), stored.cpu(), answers.tolist(), predictions.tolist(), picture)
     console.print(f"side by side: {picture}")
     return {
-        "files": [str(file) for file in files],
+        "files": [str(file) for file in targets],
         "picture": str(picture),
         "before": answers.tolist(),
         "after": predictions.tolist(),
@@ -63,17 +64,14 @@ def attack_and_write(
     }
 
 
-def _off_target(
-    paths: Sequence[Path], images: Tensor, answers: Tensor, target: int | None
-) -> tuple[list[Path], Tensor, Tensor]:
-    """The files that the model does not take for `target` already; says which it does."""
-    rows = torch.ones_like(answers, dtype=torch.bool) if target is None else answers != target
-    if not bool(rows.any()):
+def _off_target(paths: Sequence[Path], answers: Tensor, target: int | None) -> list[int]:
+    """Which of the files the model does not take for `target` already; says which it does."""
+    rows = [row for row, answer in enumerate(answers.tolist()) if answer != target]
+    if not rows:
         raise UserError(f"the model takes every image for {target} as it is: give another --target, or none")
-    for path, chosen in zip(paths, rows.tolist(), strict=True):
-        if not chosen:
-            console.print(f"{path}: already {target}, not attacked")
-    return [path for path, chosen in zip(paths, rows.tolist(), strict=True) if chosen], images[rows], answers[rows]
+    for row in sorted({*range(len(paths))} - {*rows}):
+        console.print(f"{paths[row]}: already {target}, not attacked")
+    return rows
 
 
 def outcome(before: int, after: int, target: int | None, threat: Threat) -> str:
@@ -84,7 +82,7 @@ def outcome(before: int, after: int, target: int | None, threat: Threat) -> str:
     return f"{reached} within {threat.norm} radius {threat.radius:g} (try a larger --radius)"
 
 
-def _picture(images: Tensor, attacked: Tensor, before: list[int], after: list[int], output: Path) -> Path:
+def _picture(images: Tensor, attacked: Tensor, before: list[int], after: list[int], path: Path) -> Path:
     images, attacked = images[:SHOWN], attacked[:SHOWN]
     change = attacked - images
     # grey is no change; the largest one of each image is black or white
@@ -94,4 +92,4 @@ def _picture(images: Tensor, attacked: Tensor, before: list[int], after: list[in
         ("change", 0.5 + 0.5 * change / scale, None),
         ("attacked", attacked, [str(answer) for answer in after[:SHOWN]]),
     ]
-    return image_grid(rows, output / "attack.png")
+    return image_grid(rows, path)

@@ -69,6 +69,9 @@ def train_adversarial(options: TrainAdversarial) -> dict[str, Any]:
         raise UserError(
             "--clean is a share beside attacked images: --attack none trains on clean images alone, leave it out"
         )
+    for name in ("attack_steps", "solve_tol"):
+        if options.attack == "none" and getattr(options, name) != getattr(TrainAdversarial, name):
+            raise UserError(f"--{name.replace('_', '-')} is of an attack, and --attack none has none: leave it out")
     training = Training(
         attack=options.attack,
         attack_steps=options.attack_steps,
@@ -113,18 +116,19 @@ class AttackFiles(Common):
 
 def attack_files(options: AttackFiles) -> dict[str, Any]:
     """`jiio attack RUN IMAGE...`."""
-    from jiio.app.attack_files import attack_and_write
-    from jiio.app.restore import read_images
+    from jiio.app.attack_files import PICTURE, attack_and_write
+    from jiio.app.restore import read_images, result_files
 
     if not options.images:
         raise UserError("name at least one image file")
     _, model, config = open_classifier(options.run, options.device)
     if options.target is not None and not 0 <= options.target < model.config.classes:
         raise UserError(f"--target must lie between 0 and {model.config.classes - 1}, got {options.target}")
+    targets = result_files(options.images, options.output, "attacked", picture=PICTURE)
     with user_input():
         images = read_images(options.images, model.config.image_shape)
     return attack_and_write(
-        model, options.images, images.to(options.device), threat_of(config, options.radius), options.output,
+        model, options.images, images.to(options.device), threat_of(config, options.radius), targets,
         target=options.target, restarts=options.restarts, seed=options.seed,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from jiio.app.features import Features, features
 from jiio.app.progress import images_bar
 from jiio.app.run_folder import RunFolder, UserError, user_input
 from jiio.app.table import console
+from jiio.load import Model
 from jiio.models import VAE, Classifier, ContextClassifier, Generator
 from jiio.tasks.frechet import features_of
 from jiio.tasks.generation import PRIOR
@@ -60,6 +61,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     if options.images < 0 or options.draws < 1:
         raise UserError(f"--images must not be negative and --draws at least 1: {options.images}, {options.draws}")
     folder, model, config = open_model(options.run, options.device)
+    _refuse_options_of_others(options, model)
     if isinstance(model, Generator):
         return _evaluate_generator(options, folder, model, config)
     if isinstance(model, VAE):
@@ -67,6 +69,25 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     if isinstance(model, Classifier):
         return _evaluate_classifier(options, folder, model, config)
     return _evaluate_meta(options, folder, model, config)
+
+
+# The options that an evaluation of each kind of model takes, of those that not all take.
+TAKEN: dict[type, tuple[str, ...]] = {
+    Generator: ("images", "draws", "damages", "features"),
+    VAE: ("images", "draws", "damages", "features"),
+    Classifier: ("images", "radius"),
+    ContextClassifier: ("tasks",),
+}
+
+
+def _refuse_options_of_others(options: Evaluate, model: Model) -> None:
+    """`UserError` for an option that would be ignored."""
+    for name in dict.fromkeys(name for names in TAKEN.values() for name in names):
+        if name not in TAKEN[type(model)] and getattr(options, name) != getattr(Evaluate, name):
+            taken = ", ".join(f"--{name}" for name in TAKEN[type(model)])
+            raise UserError(
+                f"{options.run} is a {type(model).__name__}, whose evaluation has no --{name}: it takes {taken}"
+            )
 
 
 def _chosen(options: Evaluate, count: int) -> torch.Tensor:

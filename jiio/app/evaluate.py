@@ -160,10 +160,11 @@ def evaluate_damage(
     model: Generator, baseline: PPCA, images: Tensor, name: str, *, seed: int, watch: Count | None = None
 ) -> dict[str, float]:
     """One damage on all images: PSNR and SSIM damaged, restored in the generator's range, as its posterior mean, and of the
-    baseline in both ways; share converged, evaluations, seconds. PSNR inside the hole for a hole."""
+    baseline in both ways, and in range with a residual as the generator's posterior has it; share converged, evaluations,
+    seconds. PSNR inside the hole for a hole."""
     operator, sigma = damage(name)
     joint = Figures()
-    sums = {key: Quality() for key in COLUMNS if key != "restored"}
+    sums = {key: Quality() for key in (*IN_RANGE, *POSTERIOR) if key != "restored"}
     for first in range(0, len(images), BATCH):
         batch = images[first : first + BATCH]
         measurement = measure(operator, batch, sigma=sigma, ids=range(first, first + len(batch)), seed=seed)
@@ -178,6 +179,7 @@ def evaluate_damage(
             ("posterior", posterior_mean(model, found, on_device).cpu()),
             ("baseline", in_range),
             ("baseline_posterior", posterior),
+            ("baseline_residual", baseline.residual.posterior_mean(in_range, measurement)),
         ):
             sums[key] += Quality.of(value.clamp(0, 1), batch, inside)
         if watch:
@@ -208,13 +210,8 @@ def over_seeds(results: Sequence[dict[str, float]]) -> dict[str, dict[str, float
     return {key: interval([result[key] for result in results]) for key in results[0]}
 
 
-COLUMNS = {
-    "damaged": "damaged",
-    "restored": "in range",
-    "baseline": "PPCA",
-    "posterior": "posterior",
-    "baseline_posterior": "PPCA posterior",
-}
+IN_RANGE = {"damaged": "damaged", "restored": "generator", "baseline": "PPCA"}
+POSTERIOR = {"posterior": "generator", "baseline_posterior": "PPCA", "baseline_residual": "PPCA, residual"}
 
 
 def show_report(report: dict[str, Any]) -> None:
@@ -242,14 +239,25 @@ def show_report(report: dict[str, Any]) -> None:
 def show_damages(title: str, report: dict[str, Any], damages: Sequence[str] = DAMAGES) -> None:
     """The tables of damages: PSNR, SSIM, solves."""
     chosen = {name: report[name] for name in damages}
-    note = (
-        "PSNR in dB, inside the hole for `hole`. in range: what the generator makes of the latents found; posterior: the mean "
-        "of the image given these and the measurement. PPCA: probabilistic PCA of the same latent size, in both ways"
+
+    def table(title: str, columns: dict[str, str], note: str) -> None:
+        lines = [[name, *(with_interval(v[f"psnr_{key}"], 1) for key in columns)] for name, v in chosen.items()]
+        show(title, ("damage", *columns.values()), lines, note=note)
+
+    table(
+        title,
+        IN_RANGE,
+        "PSNR in dB, inside the hole for `hole`, of what latents alone make. PPCA: probabilistic PCA of the same latent size",
     )
-    header = ("damage", *COLUMNS.values())
-    lines = [[name, *(with_interval(v[f"psnr_{key}"], 1) for key in COLUMNS)] for name, v in chosen.items()]
-    show(title, header, lines, note=note)
-    lines = [[name, *(f"{v[f'ssim_{key}']['mean']:.3f}" for key in COLUMNS)] for name, v in chosen.items()]
+    table(
+        "Posterior means of the same images, given latents and measurement",
+        POSTERIOR,
+        "residual: PPCA's latents with what images stray by described as for the generator, where neighbours go together",
+    )
+    lines = [
+        [name, *(f"{v[f'ssim_{key}']['mean']:.3f}" for key in (*IN_RANGE, *POSTERIOR))] for name, v in chosen.items()
+    ]
+    header = ("damage", *IN_RANGE.values(), *(f"posterior: {label}" for label in POSTERIOR.values()))
     show("SSIM of the same images, known pixels of a hole kept", header, lines)
     solves = [
         [name, f"{100 * v['converged']['mean']:.1f} %", with_interval(v["evaluations"], 0)]
@@ -270,8 +278,7 @@ def restoration_picture(
         on_device = measurement.to(device_of(model))
         restored, _ = restore(model, on_device, on_failure="ignore")
         made = {name: enlarged(measurement), "in range": restored.cpu()}
-        if inside is None:  # inside a hole it is what is in range
-            made["posterior"] = posterior_mean(model, restored, on_device).cpu()
+        made["posterior"] = posterior_mean(model, restored, on_device).cpu()
         made["PPCA"], _ = baseline.restore(measurement)
         for label, shown in made.items():
             if inside is not None:

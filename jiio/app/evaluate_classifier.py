@@ -224,8 +224,8 @@ def show_report(report: dict[str, Any]) -> None:
     least = min((row["resolved"] for row in report["attacks"].values() if row["resolved"] is not None), default=1.0)
     if least < 1:
         console.print(
-            f"[yellow]equilibria of {100 * (1 - least):.1f} % of the images could not be solved to {RESOLVE_TOL:g}: their "
-            "answers, right or wrong, are not those of an equilibrium[/]"
+            f"[yellow]equilibria of {100 * (1 - least):.1f} % of the images could not be solved to {RESOLVE_TOL:g}, or their "
+            "losses are no finite numbers: what is said of them, right or wrong, says nothing of robustness[/]"
         )
     if not find_spec("foolbox"):
         console.print("attacks of others were left out: pip install 'jiio[attacks]'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,9 +43,19 @@ def damaged_measurement(images: Tensor, name: str, *, seed: int) -> Measurement:
     return measure(operator, images, sigma=sigma, seed=seed)
 
 
-def output_name(path: Path) -> str:
-    """The file that a restored image is written to."""
-    return f"{path.stem}-restored.png"
+def result_files(
+    paths: Sequence[Path], folder: Path, kind: str, *, picture: str, spared: Sequence[Path] = ()
+) -> list[Path]:
+    """NAME-KIND.png in `folder` for each file; refused, before any work, where that is no folder, or where these or the
+    `picture` there would replace one of the files or of the `spared` ones."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: --output names the folder that results are written to")
+    results = [folder / f"{path.stem}-{kind}.png" for path in paths]
+    given = {path.resolve() for path in (*paths, *spared)}
+    for result in (*results, folder / picture):
+        if result.resolve() in given:
+            raise UserError(f"{result} would be replaced by a result: choose another folder with --output")
+    return results
 
 
 def given_measurement(images: Tensor, mask: Path | None, noise: float) -> Measurement:
@@ -65,15 +76,12 @@ def given_measurement(images: Tensor, mask: Path | None, noise: float) -> Measur
 
 
 def restore_files(
-    model: Generator, paths: tuple[Path, ...], measurement: Measurement, folder: Path
-) -> tuple[list[Path], Tensor, Solution[State]]:
-    """Write NAME-restored.png, the posterior mean of each file; the paths, the images and the solve behind them."""
+    model: Generator, measurement: Measurement, targets: Sequence[Path]
+) -> tuple[Tensor, Solution[State]]:
+    """Write the posterior mean of each measured image to its target; the images and the solve behind them."""
     restored, solution = restore(model, measurement, on_failure="ignore")
     images = posterior_mean(model, restored, measurement).clamp(0, 1).cpu()
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for path, image in zip(paths, images, strict=True):
-        target = folder / output_name(path)
+    for target, image in zip(targets, images, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
         write_image(image, target)
-        written.append(target)
-    return written, images, solution
+    return images, solution

@@ -63,8 +63,9 @@ class Generator(nn.Module):
     Buffers that training keeps up to date, for the latent problems of `jiio.tasks.generation`: `tangent` (pixels,
     latent), the average derivative of the image before its sigmoid, and `spread`, its scatter; `response` (latent, numbers in
     z), the average dz*/dx in half precision, a row of each latent in the order of storage; `density_...`, a mixture
-    of Gaussians fitted to the latents of the training images; `residual_variance`, of each pixel about its reconstruction;
-    `encoder`, a linear map from `features` of an image to a first guess of its latent (0 before training).
+    of Gaussians fitted to the latents of the training images; `residual_variance` and `residual_spectrum`, of what images
+    stray by from their reconstructions (`jiio.tasks.residual.Residual`); `encoder`, a linear map from `features` of an image
+    to a first guess of its latent (0 before training).
 
     >>> model = generator(GeneratorConfig(image_shape=(1, 8, 8), latent=16, channels=(8, 16)))
     >>> x = torch.zeros(2, 16)
@@ -81,6 +82,7 @@ class Generator(nn.Module):
     density_precision: Tensor
     density_log_peak: Tensor
     residual_variance: Tensor
+    residual_spectrum: Tensor
 
     def __init__(self, config: GeneratorConfig, equilibrium: WellPosedCell | MDEQ):
         super().__init__()
@@ -103,6 +105,7 @@ class Generator(nn.Module):
         self.register_buffer("density_precision", torch.eye(config.latent).repeat(config.components, 1, 1))
         self.register_buffer("density_log_peak", torch.where(weight > 0, 0.0, -1e30))
         self.register_buffer("residual_variance", torch.ones(config.image_shape))
+        self.register_buffer("residual_spectrum", torch.ones(config.image_shape))
 
     def cell(self) -> Cell:
         """f(z, x) with weights bound once, with graph where gradients are enabled."""

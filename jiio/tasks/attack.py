@@ -150,7 +150,8 @@ class Attack:
 
     images: attacked, feasible to 1e-6.  loss: re-solved, (batch,).  prediction: of the attacked image.  robust: whether
     every input that was tried is classified as labelled (targeted: not as the target).  resolved: whether the equilibria of
-    all these inputs, the clean image among them, were solved to 1e-4.  work: of the attack, the joint one's first equilibrium
+    all these inputs, the clean image among them, were solved to 1e-4, and neither their losses nor the residuals of the attack
+    left the range of floats.  work: of the attack, the joint one's first equilibrium
     included, re-solving not.
     """
 
@@ -189,12 +190,13 @@ def attack(
             logits, cost = readout(solved.value), problem.cost(solved.value, x, *problem.context)
             prediction = logits.argmax(1)
             robust = (prediction == problem.context[0]) == (target is None)
-            return _Candidate(x, -cost, prediction, robust, solved.converged), solved.value
+            return _Candidate(x, -cost, prediction, robust, solved.converged & cost.isfinite()), solved.value
 
         def attacked(problem: Problem, z: Any, x: Tensor, maximised: Problem | None = None) -> _Candidate:
             solution = method.run(maximised or problem, problem.start(x, z), threat)
             work.include(solution.work)
-            return candidate(problem, solution.value.z, solution.value.x, Work())[0]
+            found = candidate(problem, solution.value.z, solution.value.x, Work())[0]
+            return found._replace(resolved=found.resolved & solution.residual.isfinite().all(1))
 
         best, solved = candidate(problem, first, images, work if method.warm else Work())
         z = solved if method.warm else first

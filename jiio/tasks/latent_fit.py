@@ -11,10 +11,10 @@ from jiio.tasks.density import LatentDensity
 from jiio.tasks.generation import PRIOR, reconstruct
 from jiio.tasks.image_rule import TANGENT_IMAGES, refit_tangent
 from jiio.tasks.latent_model import LatentModel
+from jiio.tasks.residual import Residual
 
 FIT_BATCH = 256  # images solved at once
 FIT_STEPS = 60  # most of a fit, which begins near the minimum: stragglers would take most of its time
-LEAST_VARIANCE = 0.01  # of a pixel, in parts of the mean: one that is black in all of these may not be in the next
 
 
 def fit_latents(
@@ -25,7 +25,7 @@ def fit_latents(
     latent: Tensor | None = None,
     watch: Callable[[int], object] = lambda images: None,
 ) -> None:
-    """Set the model's buffers from some training images: tangent, encoder, the density of latents, residual variances.
+    """Set the model's buffers from some training images: tangent, encoder, the density of latents, the residual.
 
     watch: is told how many more images are done.
     """
@@ -34,14 +34,14 @@ def fit_latents(
     # with the tangent at fitted latents the fit of all is quicker and closer
     refit_tangent(model, first.value.x)
     x = torch.empty(len(images), first.value.x.shape[1]).to(first.value.x)
-    error = torch.zeros_like(model.residual_variance)
+    error = torch.empty_like(images)
     for rows in torch.arange(len(images)).split(FIT_BATCH):
         begin = None if latent is None else latent[rows]
         fitted, solution = reconstruct(
             model, images[rows], prior=prior, latent=begin, max_steps=FIT_STEPS, on_failure="ignore"
         )
         x[rows] = solution.value.x
-        error += (fitted - images[rows]).square().sum(0)
+        error[rows] = images[rows] - fitted
         watch(len(rows))
     refit_tangent(model, x)
     found = LatentDensity.fit(x, components=len(model.density_weight))
@@ -49,8 +49,9 @@ def fit_latents(
         encoder = Ridge(model.features(images[:1]).shape[1], x.shape[1])
         encoder.add(model.features(images), x)
         model.encoder.copy_(encoder.solve())
-        variance = error / len(images)
-        model.residual_variance.copy_(variance.clamp_min(LEAST_VARIANCE * float(variance.mean())))
+        residual = Residual.fit(error)
+        model.residual_variance.copy_(residual.variance)
+        model.residual_spectrum.copy_(residual.spectrum)
         for name, value in found._asdict().items():
             getattr(model, f"density_{name}").copy_(value)
 

@@ -26,6 +26,7 @@ class LatentModel(Protocol):
     density_precision: Tensor
     density_log_peak: Tensor
     residual_variance: Tensor
+    residual_spectrum: Tensor
 
     def cell(self) -> Callable[[Any, Tensor], Any]:
         """f(z, x) with weights bound once."""

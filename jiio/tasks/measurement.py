@@ -5,6 +5,7 @@ Images are (batch, channels, height, width) in [0, 1]. Published noise levels ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -241,13 +242,13 @@ def measure(
     >>> measure(Hole(), torch.zeros(2, 1, 8, 8)).y.shape
     torch.Size([2, 1, 8, 8])
     """
-    if sigma < 0:
-        raise ValueError(f"sigma must not be negative, got {sigma}")
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"sigma must be finite and not negative, got {sigma}")
     ids = range(len(images)) if ids is None else ids
     if len(ids) != len(images):
         raise ValueError(f"{len(images)} images need as many ids, got {len(ids)}")
     shape: Shape = (images.shape[1], images.shape[2], images.shape[3])
-    generators = [torch.Generator().manual_seed(1_000_003 * seed + int(i)) for i in ids]
+    generators = [torch.Generator().manual_seed((1_000_003 * seed + int(i)) % 2**63) for i in ids]
     drawn = [operator.draw(shape, generator) for generator in generators]
     parameters = tuple(torch.stack(parts).to(images) for parts in zip(*drawn, strict=True))
     y = operator.apply(images, *parameters)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from jiio.tasks.measurement import Measurement
+from jiio.tasks.residual import Residual
 
 LEAST_VARIANCE = 1e-6  # of a pixel in [0, 1]: a quarter of a step of 8 bits
+FITTED_IMAGES = 4096  # of the residual
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,14 @@ class PPCA:
     """image = mean + W l + e, l ~ N(0, 1) of `latent` entries, e ~ N(0, variance) per pixel. Double precision.
 
     mean: (pixels,).  W: (pixels, latent).  components: the principal directions, (pixels, latent).  variance: positive.
+    residual: what training images stray by from their projections, as a generator's residual is described.
     """
 
     mean: Tensor
     W: Tensor
     components: Tensor
     variance: float
+    residual: Residual
 
     @classmethod
     def fit(cls, images: Tensor, latent: int) -> PPCA:
@@ -40,7 +44,9 @@ class PPCA:
         values, vectors = leading(centred, latent)
         total = float(centred.square().sum() / len(flat))
         variance = max((total - float(values.sum())) / (flat.shape[1] - latent), LEAST_VARIANCE)
-        return cls(mean, vectors * (values - variance).clamp_min(0).sqrt(), vectors, variance)
+        rest = centred[:FITTED_IMAGES] - centred[:FITTED_IMAGES] @ vectors @ vectors.T
+        residual = Residual.fit(rest.view(-1, *images.shape[1:]).to(images.dtype))
+        return cls(mean, vectors * (values - variance).clamp_min(0).sqrt(), vectors, variance, residual)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Projection onto the principal subspace: plain PCA."""

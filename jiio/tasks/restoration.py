@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from jiio.cuda_graph import captured
 from jiio.deq import DEQ
 from jiio.implicit import implicit
-from jiio.krylov import minres
 from jiio.problem import Problem, State
 from jiio.solution import OnFailure, Solution
 from jiio.solve import solve
@@ -28,14 +27,13 @@ from jiio.tasks.generation import RATE, SOLVER, latent_step, squares
 from jiio.tasks.image_rule import ImageRule
 from jiio.tasks.latent_model import LatentModel, density, start
 from jiio.tasks.measurement import Measurement
+from jiio.tasks.residual import Residual
 
 CORRELATED = 2.0
 ROW_PROBES = 32
 ENERGY_PROBES = 16
 COHERENT = 2.0  # scatter of tangents left by an operator, over what it leaves of their mean (docs/experiments.md)
 ROUGH_STEPS, ROUGH_TOL = 30, 0.1
-NOISELESS = 1e-4  # of the least residual variance: noise below this is none
-INVERSION_STEPS, INVERSION_TOL = 300, 1e-3
 Gradient = Literal["exact", "first_order"]
 
 
@@ -176,31 +174,15 @@ def restoration_start(model: LatentModel, measurement: Measurement) -> Solution[
 
 
 def posterior_mean(model: LatentModel, restored: Tensor, measurement: Measurement) -> Tensor:
-    """The mean of the image given its latent and y, where pixels stray from the generator's range by variances v of their own:
+    """The mean of the image given its latent and y, where images stray from the generator's range by a residual of their own
+    (`Residual`): of the shape of `restored` (batch, channels, height, width), neither confined to the range nor clipped.
 
-        h + V A^T (A V A^T + sigma^2)^-1 (y - A h),     V = diag(v), h = `restored`, (batch, channels, height, width)
-
-    Of the same shape, neither confined to the range nor clipped: pixels measured without noise are kept (to 1e-4 of y - h),
-    noisy ones weighed against h, means over blocks met. On average over images its squared error is the smaller one as far
-    as what the range misses is independent between pixels. Noise counts as sigma^2 >= 1e-4 min(v). An operator that mixes
-    pixels is inverted by up to `INVERSION_STEPS` MINRES steps; fewer than it needs smooth the correction.
+    Pixels measured without noise are kept (to 1e-4 of y - h), noisy ones weighed against what the range and their neighbours
+    say, means over blocks met, and hidden pixels joined to those about them.
     """
-    variance, y = model.residual_variance, measurement.y
-    noise = max(measurement.sigma**2, NOISELESS * float(variance.min()))
-    operator, parameters = measurement.operator, measurement.parameters
+    residual = Residual(model.residual_variance, model.residual_spectrum)
     with torch.no_grad():
-        rest = y - operator.apply(restored, *parameters)
-
-        def covariance(w: Tensor) -> Tensor:
-            w = w.view_as(y)
-            return (operator.apply(variance * operator.adjoint(w, *parameters), *parameters) + noise * w).flatten(1)
-
-        if measurement.mixes:
-            found = minres(covariance, rest.flatten(1), tol=INVERSION_TOL, max_steps=INVERSION_STEPS)
-            weighed = found.value.view_as(y)
-        else:  # the diagonal of a diagonal matrix
-            weighed = rest / covariance(torch.ones_like(y)).view_as(y)
-        return restored + variance * operator.adjoint(weighed, *parameters)
+        return residual.posterior_mean(restored, measurement)
 
 
 class DamagedLoss(nn.Module):

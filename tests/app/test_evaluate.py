@@ -44,7 +44,7 @@ def test_damages_asked_for_are_evaluated_with_ssim_and_share_converged(run: Path
     assert report["damages"] == ["blur", "superresolution", "pixels"] and "hole" not in report
     for name in report["damages"]:
         found = report[name]
-        for key in ("damaged", "restored", "posterior", "baseline", "baseline_posterior"):
+        for key in ("damaged", "restored", "posterior", "baseline", "baseline_posterior", "baseline_residual"):
             assert found[f"psnr_{key}"]["mean"] > 0
             assert -1 <= found[f"ssim_{key}"]["mean"] <= 1
         assert 0 <= found["converged"]["mean"] <= 1

@@ -123,6 +123,39 @@ def test_known_pixels_of_a_masked_file_are_kept(run: str, digit: Path, tmp_path:
     assert result["converged"] == [True]
 
 
+def test_results_never_replace_the_files_that_were_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second file by the name of the first one's result, a file or a mask by the name of the picture."""
+    names = ("x", "x-restored", "x-attacked", "restoration", "attack")
+    files = {name: tmp_path / f"{name}.png" for name in names}
+    for file in files.values():
+        write_image(load_images("digits", "test")[0], file)
+    before = {file: file.read_bytes() for file in files.values()}
+    restoring, attacking = ("restore", "digits-generator"), ("attack", "digits-classifier")
+    for arguments in (
+        (*restoring, files["x"], files["x-restored"], "--damage", "hole"),
+        (*restoring, files["restoration"], "--damage", "hole"),
+        (*restoring, files["x"], "--mask", files["restoration"]),
+        (*attacking, files["x"], files["x-attacked"]),
+        (*attacking, files["attack"]),
+    ):
+        assert "would be replaced by a result: choose another folder" in refused(capsys, *arguments, "-o", tmp_path)
+    for arguments in ((*restoring, files["x"], "--damage", "hole"), (*attacking, files["x"])):
+        assert "is a file: --output names the folder" in refused(capsys, *arguments, "-o", files["x"])
+    assert {file: file.read_bytes() for file in files.values()} == before
+
+
+def test_an_option_that_would_be_ignored_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for run, option, kind in (
+        ("digits-classifier", "draws", "Classifier"),
+        ("digits-generator", "radius", "Generator"),
+        ("digits-5way1shot", "images", "ContextClassifier"),
+    ):
+        message = refused(capsys, "evaluate", run, f"--{option}", 2)
+        assert f"{run} is a {kind}, whose evaluation has no --{option}" in message
+    unused = ("train", "adversarial", "--attack", "none", "--attack-steps", 3)
+    assert "--attack-steps is of an attack" in refused(capsys, *unused)
+
+
 def test_a_colour_file_is_restored_in_grey_and_other_sizes_refused(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -271,6 +271,18 @@ def test_an_attack_is_resolved_only_if_everything_tried_is(failing: int, monkeyp
     assert not bool(found.resolved.any())
 
 
+@pytest.mark.parametrize("scale", [1e19, 1e30, 1e38, math.inf])
+@pytest.mark.parametrize("method", [JointAttack(loss="margin"), PGDAttack(steps=3, loss="margin")])
+def test_images_whose_losses_leave_the_range_of_floats_are_not_called_resolved(scale: float, method) -> None:
+    """Their gradients' norms did, so no step was taken, and the images were called robust."""
+    x, labels = images()
+    made = model()
+    with torch.no_grad():
+        made.head.weight.mul_(scale)
+    found = attack(made, x, labels, Threat("l2", 0.8), method)
+    assert not bool(found.resolved.any())
+
+
 def test_gradients_exist_in_eval_mode() -> None:
     net, (x, _) = model().eval(), images(3)
     x = x.clone().requires_grad_()

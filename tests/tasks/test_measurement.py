@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -36,6 +38,7 @@ def test_damage_of_a_sample_does_not_depend_on_its_batch(operator) -> None:
     alone = measure(operator, images()[3:4], sigma=0.1, ids=[3], seed=4)
     assert torch.equal(together.y[3:4], alone.y)
     assert not torch.equal(together.y[3:4], measure(operator, images()[3:4], sigma=0.1, ids=[3], seed=5).y)
+    assert bool(measure(operator, images(), seed=2**62).y.isfinite().all())  # the generator takes no more than 64 bits
 
 
 @EACH
@@ -87,7 +90,8 @@ def test_bad_input_is_named() -> None:
         (lambda: measure(Hole(9), images()), "hole of side 9 does not fit an image of 8x8"),
         (lambda: measure(Downsample(3), images()), "8x8 does not divide by the factor 3"),
         (lambda: measure(Mask(torch.ones(1, 4, 4)), images()), r"mask has shape \(1, 4, 4\).*\(1, 8, 8\)"),
-        (lambda: measure(Identity(), images(), sigma=-1), "sigma must not be negative, got -1"),
+        (lambda: measure(Identity(), images(), sigma=-1), "sigma must be finite and not negative, got -1"),
+        (lambda: measure(Identity(), images(), sigma=math.nan), "sigma must be finite and not negative, got nan"),
         (lambda: measure(Identity(), images(), ids=[1]), "5 images need as many ids, got 1"),
         (lambda: PixelMask(0.0), r"keep must lie in \(0, 1\], got 0.0"),
         (lambda: GaussianBlur(0.0), "must be positive, got 0.0"),
