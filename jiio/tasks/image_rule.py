@@ -42,7 +42,8 @@ class ImageRule:
 
     readout: z -> image.  tangent: (pixels, latent).  spread: (latent, latent).  weight: (batch, pixels).
     prior: x -> its precision, (latent, latent) or one for each sample.
-    measurement: of an operator A that mixes pixels: the matrix is then believed |A diag(slope) t|^2 in place of the sum.
+    measurement: of an operator A that mixes pixels: the matrix is then believed |A diag(slope) t|^2 in place of the sum, with
+    believed (batch,).
     """
 
     readout: Callable[[Any], Tensor]
@@ -55,7 +56,7 @@ class ImageRule:
     every: int = 8
     inverse: Tensor | None = None
     measurement: Measurement | None = None
-    believed: Tensor | float = 1.0
+    believed: Tensor | None = None
 
     def refresh(self, z: Any, x: Tensor, k: int, lag: Tensor) -> ImageRule:
         """P of the image at `z`, every few steps at first, then ever more seldom: the image comes to rest."""
@@ -64,10 +65,10 @@ class ImageRule:
         with torch.no_grad():
             slope = self.slope(self.readout(z)).flatten(1).square() + DAMPING
             weight = self.weight * slope
-            if self.measurement is None:
+            if self.measurement is None or self.believed is None:
                 matrix = (self.tangent.T * weight[:, None]) @ self.tangent
             else:
-                matrix = self.believed * self._mixed(self.measurement, slope.sqrt())
+                matrix = self.believed[:, None, None] * self._mixed(self.measurement, slope.sqrt())
             matrix = matrix + self.prior(x) + weight.sum(1)[:, None, None] * self.spread
             # a sample that is not finite keeps a P that is not: it shows in its residual
             inverse, _ = torch.linalg.inv_ex(matrix)
@@ -98,9 +99,9 @@ class ImageRule:
 
     def select(self, rows: Tensor) -> ImageRule:
         """The rule of the samples `rows`."""
-        inverse = None if self.inverse is None else self.inverse[rows]
+        inverse, believed = (None if part is None else part[rows] for part in (self.inverse, self.believed))
         measurement = None if self.measurement is None else self.measurement.select(rows)
-        return replace(self, weight=self.weight[rows], inverse=inverse, measurement=measurement)
+        return replace(self, weight=self.weight[rows], inverse=inverse, measurement=measurement, believed=believed)
 
 
 def _doubling(k: int, first: int) -> bool:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROW_PROBES = 32
 LARGEST_SIDE = 32  # of a hidden square that counts: nothing is known of larger ones, and looking for them takes long
 Shape = tuple[int, int, int]  # channels, height, width
 Parameters = tuple[Tensor, ...]
@@ -199,6 +200,21 @@ class Measurement:
         """`hidden_side` of a mask that the operator draws: not of those of the batch, on which no sample may depend."""
         (mask,) = self.operator.draw(self.image_shape, torch.Generator().manual_seed(0))
         return hidden_side(mask)
+
+    @cached_property
+    def row_squares(self) -> Tensor:
+        """c: the mean square of the rows of each sample's A that are not 0 (mean diagonal of A A^T), (batch,), from random
+        signs; 1 where pixels are hidden and not mixed."""
+        ones = self.y.new_ones(len(self.y))
+        if not self.mixes:
+            return ones
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, (ROW_PROBES, 1, *self.image_shape), generator=generator).to(self.y) * 2 - 1
+        rows = len(self.y) if self.parameters else 1  # without parameters all samples have one operator
+        with torch.no_grad():
+            seen = [self.operator.apply(sign.expand(rows, *sign.shape[1:]), *self.parameters) for sign in signs]
+        diagonal = torch.stack([part.square() for part in seen]).mean(0).flatten(1)
+        return ones * diagonal.sum(1) / (diagonal > 0).sum(1).clamp_min(1)
 
     def select(self, rows: Tensor | slice) -> Measurement:
         """The measurement of some samples."""

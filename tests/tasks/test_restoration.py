@@ -140,6 +140,30 @@ def test_how_far_pixels_are_believed_does_not_depend_on_which_are_hidden() -> No
     assert variances == {float(model_variance(model, whole))}
 
 
+class Fading:
+    """Means over blocks that fade from sample to sample: an operator that mixes pixels, with a parameter of its own each."""
+
+    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[torch.Tensor]:
+        return (0.2 + 0.8 * torch.rand(1, 1, 1, generator=generator),)
+
+    def apply(self, image: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return parameters[0] * Downsample().apply(image)
+
+    def adjoint(self, y: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return parameters[0] * Downsample().adjoint(y)
+
+
+def test_an_operator_that_differs_between_samples_is_judged_by_each() -> None:
+    model, clean = fitted(), images()
+    whole = measure(Fading(), clean, sigma=0.05)
+    assert torch.allclose(whole.row_squares, whole.parameters[0].flatten().square() / 4, rtol=0.1)
+    together, solution = restore(model, whole)
+    for i in range(len(clean)):
+        alone, _ = restore(model, whole.select(slice(i, i + 1)))
+        assert torch.allclose(alone[0], together[i], atol=1e-5)
+    assert bool(solution.converged.all())
+
+
 def test_pixels_that_are_measured_by_themselves_count_once() -> None:
     model, hidden = fitted(), measure(PixelMask(), images())
     assert torch.equal(pixel_weight(model, measure(Identity(), images())), torch.ones(6, 64))
