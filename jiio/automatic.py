@@ -43,7 +43,7 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
     solver that goes with it.
 
     A free x of up to 64 coordinates: the inverse of the sample's own Gauss-Newton matrix, damped as far as needed
-    (`damped_inverse`), at whole Newton steps, and its tangent, as much memory as 64 equilibria.
+    (`damped_inverse`), at whole Newton steps, and its tangent, in memory an equilibrium for each coordinate.
     Otherwise plain steps of half the inverse of the largest curvature. Where x is larger, and nothing but a box holds it along
     flat directions, that would take hundreds: there iterates are mixed, and the step is a twentieth of a P g with ten times
     that inverse, so that the residual of x tells of directions ten times as flat.

@@ -102,15 +102,16 @@ def response(
     linear = Linearization(problem, z, x, work=work if work is not None else Work(), tol=tol)
     numbers = x[0].numel()
     tangent = tree.apply(lambda leaf: tree.stack_like(leaf, numbers), tree.detach(z))
-    left, right = [], []
-    for i, unit in enumerate(torch.eye(numbers, dtype=x.dtype, device=x.device)):
-        dx = unit.view(x.shape[1:]).expand_as(x)
-        dz = linear.tangent(dx)
-        for stack, leaf in zip(tree.leaves(tangent), dz, strict=True):
+    units = [unit.view(x.shape[1:]).expand_as(x) for unit in torch.eye(numbers, dtype=x.dtype, device=x.device)]
+    for i, dx in enumerate(units):
+        for stack, leaf in zip(tree.leaves(tangent), linear.tangent(dx), strict=True):
             stack[:, i] = leaf
-        left.append(tree.flatten((*dz, dx)))
-        right.append(tree.flatten(tuple(linear.cost_hessian((*dz, dx)))))
-    matrix = torch.stack(left, dim=1) @ torch.stack(right, dim=2)
+    columns = []  # of T^T C T, one by one: T is all that is held of this size
+    for i, dx in enumerate(units):
+        *along_z, along_x = linear.cost_hessian((*(stack[:, i] for stack in tree.leaves(tangent)), dx))
+        parts = [tree.products(*pair) for pair in zip(tree.leaves(tangent), along_z, strict=True)]
+        columns.append(tree.total([*parts, along_x.flatten(1)]))
+    matrix = torch.stack(columns, dim=2)
     return tangent, (matrix + matrix.mT) / 2
 
 

@@ -54,3 +54,20 @@ def test_taking_out_finished_samples_copies_at_most_the_history(solver, history:
     """Samples converge at different steps; the rest of the batch and of the history goes on as a copy."""
     held = states_held(large_problem(), step=Step(2e-5), solver=solver, max_steps=300, tol=1e-4)
     assert held <= 6 + 3.5 * history
+
+
+@pytest.mark.parametrize("latent", [8, 32])
+def test_a_measured_step_holds_a_tangent_for_each_coordinate_and_little_else(latent: int) -> None:
+    """An equilibrium, half a state, for each; columns of its products were kept beside it, four times as much in all."""
+    U = torch.randn(N, latent, generator=torch.Generator().manual_seed(0))
+
+    def f(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(0.5 * z + x @ U.T)
+
+    def cost(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return (z - y).square().sum(1) + x.square().sum(1)
+
+    problem = Problem(f, cost, context=(torch.linspace(-1, 1, BATCH * N).view(BATCH, N),))
+    start = problem.start(torch.zeros(BATCH, latent), torch.zeros(BATCH, N))
+    held = peak_bytes(lambda: solve(problem, start, on_failure="ignore", max_steps=12)) / STATE
+    assert held <= latent / 2 + 14

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jiio import tree
 from jiio.app.bench import Batch, Case, Settings
-from jiio.app.methods import Handover, Joint, Method, Nested, TorchDEQ
+from jiio.app.methods import Handover, Joint, Method, Nested, NestedSteps, TorchDEQ
 from jiio.curvature import gauss_newton, inverse_of
 from jiio.data.episodes import Episodes
 from jiio.load import device_of
@@ -36,9 +36,9 @@ BATCH = 64
 TUNED = 32  # training images that settings are chosen on
 TASKS = 16
 MATRIX_IMAGES = 64
-ADAM = (0.02, 0.05, 0.1, 0.2)
+ADAM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 RATES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
-TOLERANCES = (1e-1, 3e-2, 1e-2)
+HISTORIES = (5, 10, 20)
 SOLVE_TOLS = (3e-2, 1e-2)  # of a nested method's solves
 MIXING = Anderson(6, growth=1.0)  # from the first step; without restarts it does not arrive
 RADII = (0.3, 1.0, 3.0, 10.0)  # steps of an attack in radii
@@ -89,13 +89,16 @@ def contenders(batch: Batch, *, default: Joint, initial: Rule, published: Joint)
         "joint, published settings": {"the paper's": published},
         "nested cold Adam": nested_adam(warm=False),
         "nested warm Adam": nested_adam(warm=True),
-        "nested warm L-BFGS": {f"tol {t}": Nested(LBFGS(initial=initial), True, t) for t in TOLERANCES},
+        "nested warm L-BFGS": {
+            f"history {h}, tol {t}": Nested(LBFGS(h, initial), True, t) for h in HISTORIES for t in SOLVE_TOLS
+        },
+        "nested warm, our steps": {f"rate {r}, tol {t}": NestedSteps(step(r), t) for r in RATES for t in SOLVE_TOLS},
         "joint, then L-BFGS": {
             f"after {k}": Handover(Joint(default.step), LBFGS(initial=initial), after=k) for k in (5, 10, 20)
         },
     }
     if find_spec("torchdeq"):
-        found["TorchDEQ, Adam"] = {f"rate {r}": TorchDEQ(Adam(r)) for r in ADAM}
+        found["TorchDEQ, Adam"] = {f"rate {r}, tol {t}": TorchDEQ(Adam(r), t) for r in ADAM for t in SOLVE_TOLS}
     return found
 
 
@@ -165,7 +168,9 @@ def attack_contenders(batch: Batch, threat: Threat) -> dict[str, Settings]:
         "nested warm PGD": nested_pgd(threat, warm=True),
     }
     if find_spec("torchdeq"):
-        found["TorchDEQ, PGD"] = {f"rate {r}": TorchDEQ(PGD(threat.rule(r))) for r in RADII}
+        found["TorchDEQ, PGD"] = {
+            f"rate {r}, tol {t}": TorchDEQ(PGD(threat.rule(r)), t) for r in RADII for t in SOLVE_TOLS
+        }
     return found
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from jiio import tree
-from jiio.nested import nested
+from jiio.joint import equilibrium
+from jiio.nested import input_gradient, nested
 from jiio.optimizer import LBFGS, Optimizer
 from jiio.problem import Problem, State
 from jiio.solution import Work
@@ -92,6 +93,32 @@ class Nested:
             callback=callback,
         )
         return solution.work
+
+
+@dataclass(frozen=True)
+class NestedSteps:
+    """Warm full solves to `solve_tol` before each input step of the joint method's own: the same P of each sample at the
+    same steps, and z taken along with x."""
+
+    step: Step
+    solve_tol: float = 1e-2
+
+    in_rounds = True
+
+    def run(self, problem: Problem, start: State, steps: int, watch: Watch | None) -> Work:
+        """`steps` + 1 rounds, the last of which measures."""
+        work, rule, (z, _, x), mu = Work(), self.step.rule, start, None
+        settled = x.new_zeros(len(x))
+        for k in range(steps + 1):
+            z = equilibrium(problem, z, x, work=work, tol=self.solve_tol).value
+            mu, gradient, _ = input_gradient(problem, z, mu, x, work=work, tol=self.solve_tol)
+            if watch is not None:
+                watch(k, x, work)
+            with torch.no_grad():
+                rule = rule.refresh(z, x, k, settled)
+                change = problem.constraint.project(x - rule.rate * rule.direction(gradient)) - x
+                z, x = self.step.carry(z, change), x + change
+        return work
 
 
 @dataclass(frozen=True)
