@@ -33,7 +33,7 @@ from jiio.tasks.threat import Threat
 Labelled = tuple[Tensor, Tensor]  # images and their labels
 
 BATCH = 64
-TUNED = 32  # training images that settings are chosen on
+TUNED = 32  # further test images that settings are chosen on: on training images and tasks other rates are the best
 TASKS = 16
 MATRIX_IMAGES = 64
 ADAM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
@@ -45,9 +45,9 @@ RADII = (0.3, 1.0, 3.0, 10.0)  # steps of an attack in radii
 
 
 def generator_cases(name: str, model: Generator, train: Tensor, test: Tensor, *, prior: float) -> Iterator[Case]:
-    """Reconstruction and inpainting of a batch of test images; tuned on a batch of training images."""
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:BATCH]
-    parts = train[:TUNED], test[order], test[order][:1]
+    """Reconstruction and inpainting of a batch of test images; tuned on others."""
+    measured, tuned = chosen(len(test))
+    parts = test[tuned], test[measured], test[measured[:1]]
     first = train[:MATRIX_IMAGES].to(device_of(model))
     x = model.guess(first)
     with torch.no_grad():
@@ -64,6 +64,12 @@ def generator_cases(name: str, model: Generator, train: Tensor, test: Tensor, *,
             contenders=lambda batch: latent_contenders(batch, matrix),
             long=lambda batch: latent_references(batch, matrix),
         )
+
+
+def chosen(count: int) -> tuple[Tensor, Tensor]:
+    """(what is measured, what settings are chosen on), rows of a test set of `count`; of few the second are of the first."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return order[:BATCH], order[-TUNED:]
 
 
 def latent_contenders(batch: Batch, matrix: Tensor) -> dict[str, Settings]:
@@ -122,17 +128,11 @@ def latent_references(batch: Batch, matrix: Tensor) -> tuple[Method, ...]:
     return Joint(batch.step(RATE), SOLVER), Nested(LBFGS(initial=Matrix(matrix, 1.0)), True, 1e-3)
 
 
-def attack_case(name: str, model: Classifier, train: Labelled, test: Labelled, threat: Threat) -> Case:
-    """The strongest attack on a batch of test images within the training's ball; tuned on training images."""
-    order = torch.randperm(len(test[0]), generator=torch.Generator().manual_seed(0))[:BATCH]
-    tuning, measured, single = (
-        attacked(model, images, labels, threat)
-        for images, labels in (
-            (train[0][:TUNED], train[1][:TUNED]),
-            (test[0][order], test[1][order]),
-            (test[0][order[:1]], test[1][order[:1]]),
-        )
-    )
+def attack_case(name: str, model: Classifier, test: Labelled, threat: Threat) -> Case:
+    """The strongest attack on a batch of test images within the training's ball; tuned on others."""
+    images, labels = test
+    rows, tuned = chosen(len(images))
+    tuning, measured, single = (attacked(model, images[part], labels[part], threat) for part in (tuned, rows, rows[:1]))
     return Case(
         "attack",
         name,
@@ -174,13 +174,11 @@ def attack_contenders(batch: Batch, threat: Threat) -> dict[str, Settings]:
     return found
 
 
-def adaptation_case(
-    name: str, model: ContextClassifier, train: Tensor, test: Tensor, *, ways: int, prior: float
-) -> Case:
-    """Adaptation to tasks of new characters; tuned on tasks of training characters."""
+def adaptation_case(name: str, model: ContextClassifier, test: Tensor, *, ways: int, prior: float) -> Case:
+    """Adaptation to tasks of new characters; tuned on others of them."""
+    episodes = Episodes(test, ways, 1, 1, seed=0)
     tuning, measured, single = (
-        adapted(model, Episodes(images, ways, 1, 1, seed=0).draw(0, count), ways, prior)
-        for images, count in ((train, TASKS), (test, TASKS), (test, 1))
+        adapted(model, episodes.draw(draw, count), ways, prior) for draw, count in ((1, TASKS), (0, TASKS), (0, 1))
     )
     return Case(
         "adaptation",

@@ -106,10 +106,8 @@ def cases(run: str, options: Bench) -> Iterator[Case]:
         train, test = (images_of(config, split, options.data_dir) for split in ("train", "test"))
         yield from generator_cases(run, model, train, test, prior=training.get("prior", PRIOR))
     elif isinstance(model, Classifier):
-        train, test = (labelled(config, split, options.data_dir) for split in ("train", "test"))
-        yield attack_case(run, model, train, test, threat_of(config, None))
+        yield attack_case(run, model, labelled(config, "test", options.data_dir), threat_of(config, None))
     else:
-        train, test = (characters_of(config, split, options.data_dir) for split in ("train", "test"))
-        yield adaptation_case(
-            run, model, train, test, ways=training.get("ways", 5), prior=training.get("prior", meta.PRIOR)
-        )
+        characters = characters_of(config, "test", options.data_dir)
+        ways, prior = training.get("ways", 5), training.get("prior", meta.PRIOR)
+        yield adaptation_case(run, model, characters, ways=ways, prior=prior)

@@ -31,7 +31,14 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 JOINT = {"joint", "joint, Anderson", "joint, published settings"}
-FREE = JOINT | {"joint, Picard", "nested cold Adam", "nested warm Adam", "nested warm L-BFGS", "joint, then L-BFGS"}
+FREE = JOINT | {
+    "joint, Picard",
+    "nested cold Adam",
+    "nested warm Adam",
+    "nested warm L-BFGS",
+    "nested warm, our steps",
+    "joint, then L-BFGS",
+}
 ATTACK = JOINT | {"joint, no lookahead", "nested cold PGD", "nested warm PGD"}
 OTHERS = {name for name in ("TorchDEQ, Adam", "TorchDEQ, PGD") if find_spec("torchdeq")}
 
@@ -83,7 +90,7 @@ def test_an_attack_is_compared_with_pgd() -> None:
     model = classifier(ClassifierConfig(image_shape=(1, 8, 8), classes=3, channels=(4,), patch=2)).eval()
     model.requires_grad_(False)
     images, labels = torch.rand(8, 1, 8, 8), torch.arange(8) % 3
-    found = measured(attack_case("tiny", model, (images, labels), (images, labels), Threat("l2", 0.5)))
+    found = measured(attack_case("tiny", model, (images, labels), Threat("l2", 0.5)))
     assert methods_of(found["rows"]) == ATTACK | OTHERS - {"TorchDEQ, Adam"}
     assert found["reference_cost"] < 0
     assert any(line["method"] == "joint" and line["reached"] for line in found["rows"])
@@ -96,7 +103,7 @@ def test_an_adaptation_is_compared_with_nested_methods() -> None:
     model = context_classifier(config).eval().requires_grad_(False)
     model.curvature.fill_(0.1)
     images = torch.rand(6, 3, 1, 8, 8)
-    found = measured(adaptation_case("tiny", model, images, images, ways=2, prior=0.02))
+    found = measured(adaptation_case("tiny", model, images, ways=2, prior=0.02))
     assert methods_of(found["rows"]) == FREE | OTHERS - {"TorchDEQ, PGD"}
     assert set(found["step_cost"]) == {"1", "2"}
 

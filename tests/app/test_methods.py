@@ -8,7 +8,7 @@ from torch import Tensor
 
 from jiio import LBFGS, Adam, Anderson, Problem, Step
 from jiio.app.compare import compare, reference_cost, resolve
-from jiio.app.methods import Handover, Joint, Method, Nested, TorchDEQ
+from jiio.app.methods import Handover, Joint, Method, Nested, NestedSteps, TorchDEQ
 from jiio.solution import Work
 from tests.problems import linear_quadratic
 
@@ -18,6 +18,7 @@ METHODS: dict[str, tuple[Method, int]] = {
     "joint": (JOINT, 300),
     "joint mixed": (Joint(Step(0.05), Anderson(6)), 30),
     "nested": (Nested(Adam(0.1), warm=True, solve_tol=1e-4), 300),
+    "nested steps": (NestedSteps(Step(0.05), solve_tol=1e-4), 300),
     "handover": (Handover(JOINT, LBFGS(), after=5, solve_tol=1e-4), 40),
     "torchdeq": (TorchDEQ(Adam(0.1), solve_tol=1e-4), 200),
 }
