@@ -10,6 +10,7 @@ from jiio.fixed_point import fixed_point
 from jiio.implicit import implicit
 from jiio.intersection import Intersection
 from jiio.load import load
+from jiio.low_rank import LowRank
 from jiio.nested import nested
 from jiio.optimizer import LBFGS, PGD, Adam
 from jiio.precondition import Diagonal, Matrix, Normalized, Scalar, Sign
@@ -42,6 +43,7 @@ __all__ = [
     "L2Ball",
     "Linear",
     "LinfBall",
+    "LowRank",
     "Matrix",
     "Normalized",
     "NotConverged",

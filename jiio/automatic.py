@@ -9,10 +9,11 @@ from torch import Tensor
 
 from jiio import tree
 from jiio.constraint import Box, Free, L2Ball, LinfBall
-from jiio.curvature import curvature_and_slope, response
+from jiio.curvature import curvature_and_slope, leading, response
 from jiio.damped import Damped
 from jiio.fixed_point import relative
 from jiio.joint import equilibrium
+from jiio.low_rank import LowRank
 from jiio.precondition import Matrix, Rule, Scalar, require_commuting
 from jiio.problem import Problem, State
 from jiio.solution import Work
@@ -22,7 +23,9 @@ from jiio.tree import Tree
 
 # Up to this many coordinates of x the automatic step forms each sample's own Gauss-Newton matrix.
 SMALL_INPUT = 64
+RANK = 4  # curvatures of a larger one: as dear as the largest alone by power iteration
 RATE = 1.0
+PART = 0.5  # of such a step
 MODEL_TOL = 1e-3  # of z where a model is measured
 # Of the tangents of a solve's own samples: to 0.01 they cost two to three times as much and save no step (docs/experiments.md).
 ROUGH = 0.1
@@ -44,9 +47,11 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
 
     A free x of up to 64 coordinates: the inverse of the sample's own Gauss-Newton matrix, damped as far as needed
     (`damped_inverse`), at whole Newton steps, and its tangent, in memory an equilibrium for each coordinate.
-    Otherwise plain steps of half the inverse of the largest curvature. Where x is larger, and nothing but a box holds it along
-    flat directions, that would take hundreds: there iterates are mixed, and the step is a twentieth of a P g with ten times
-    that inverse, so that the residual of x tells of directions ten times as flat.
+    A larger one: half a step of the inverse of its `RANK` largest curvatures, the last of which stands for all others, and
+    iterates that are mixed.
+    Otherwise plain steps of half the inverse of the largest curvature, mixed where nothing but a box holds a larger x along
+    flat directions. A P of few curvatures is made so large, and its rate so small, that the residual of x tells of
+    directions that are ten times as flat as the steepest.
     """
     z, x = start.z, start.x
     free = isinstance(problem.constraint, Free)
@@ -54,11 +59,18 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
         tangent, matrix = response(problem, z, x, tol=ROUGH, work=work)
         rule = damped_inverse(problem, start, tangent, matrix, metric_of(tangent), rate=RATE, work=work)
         return Step(rule, lag=MEASURED_LAG, tangent=tangent), Picard()
+    if free:
+        values, vectors, slope = leading(problem, z, x, RANK, tol=ROUGH, work=work)
+        values = torch.maximum(values, _least_curvature(problem, x, slope)[:, None])
+        rest = values[:, -1:]
+        larger = (FLATNESS * rest / values[:, :1]).clamp_min(1.0)
+        rule = LowRank(vectors, values / larger, rest / larger, PART / larger[:, 0])
+        return Step(rule, lag=MEASURED_LAG), MIXING
     largest, slope = curvature_and_slope(problem, z, x, tol=ROUGH, work=work)
     largest = torch.maximum(largest, _least_curvature(problem, x, slope))
-    if x[0].numel() > SMALL_INPUT and (free or isinstance(problem.constraint, Box)):
-        return Step(Scalar(0.5 / FLATNESS, scale=FLATNESS / largest)), MIXING
-    return Step(Scalar(0.5, scale=1 / largest)), Picard()
+    if x[0].numel() > SMALL_INPUT and isinstance(problem.constraint, Box):
+        return Step(Scalar(PART / FLATNESS, scale=FLATNESS / largest)), MIXING
+    return Step(Scalar(PART, scale=1 / largest)), Picard()
 
 
 def newton_step(problem: Problem, start: State, *, rate: float = RATE) -> Step:

@@ -16,6 +16,7 @@ from jiio.tree import Tree
 
 LINEAR_STEPS = 60
 LINEAR_TOL = 1e-2
+RANK_FLOOR = 1e-6  # of curvatures along given directions, in parts of the largest
 LINEAR_SOLVER = Anderson(5)
 
 
@@ -113,6 +114,42 @@ def response(
         columns.append(tree.total([*parts, along_x.flatten(1)]))
     matrix = torch.stack(columns, dim=2)
     return tangent, (matrix + matrix.mT) / 2
+
+
+def leading(
+    problem: Problem, z: Tree, x: Tensor, rank: int, *, tol: float = LINEAR_TOL, work: Work
+) -> tuple[Tensor, Tensor, Tensor]:
+    """About the `rank` largest curvatures of each sample's reduced problem, falling, (batch, rank), their directions,
+    (batch, d, rank), and the norm of its gradient, (batch,).
+
+    By the Nystrom approximation of the Gauss-Newton matrix H from its products with `rank` directions Q, the gradient's and
+    seeded random ones (Halko, Martinsson and Tropp 2011, section 5.4): estimates from below, in the time of `rank` tangents and
+    as many adjoint solves. tol: of these.
+    """
+    linear = Linearization(problem, z, x, work=work, tol=tol)
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(x[0].numel(), rank - 1, generator=generator).to(x).expand(len(x), -1, -1)
+    gradient = linear.reduce(linear.cost_gradient).flatten(1)
+    directions = torch.cat((gradient[:, :, None], random), dim=2)
+    Q = torch.linalg.qr(_finite(directions.double())).Q.to(x.dtype)
+
+    def product(q: Tensor) -> Tensor:
+        dx = q.view_as(x)
+        return linear.reduce(linear.cost_hessian((*linear.tangent(dx), dx))).flatten(1)
+
+    HQ = torch.stack([product(q) for q in Q.unbind(2)], dim=2).double()
+    core = Q.mT.double() @ HQ
+    values, vectors = torch.linalg.eigh(_finite((core + core.mT) / 2))
+    # H is nearly HQ core^-1 (HQ)^T; directions in which Q saw no curvature are left out of the inverse
+    usable = values > RANK_FLOOR * values[:, -1:]
+    root = HQ @ (vectors * torch.where(usable, values.abs().rsqrt(), 0.0)[:, None])
+    found, size, _ = torch.linalg.svd(_finite(root), full_matrices=False)
+    return size.square().to(x.dtype), found.to(x.dtype), torch.linalg.vector_norm(gradient, dim=1)
+
+
+def _finite(matrix: Tensor) -> Tensor:
+    """0 in place of what a decomposition would fail at: such a sample's state shows that it is not finite."""
+    return matrix.nan_to_num(0.0, 0.0, 0.0)
 
 
 def gauss_newton(problem: Problem, z: Tree, x: Tensor, *, work: Work | None = None) -> Tensor:

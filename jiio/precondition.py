@@ -49,7 +49,7 @@ class Rule(Protocol):
         ...
 
 
-class _Fixed:
+class Fixed:
     """A rule whose P stays the same through a solve."""
 
     def refresh(self, z: Tree, x: Tensor, k: int, lag: Tensor) -> Self:
@@ -96,7 +96,7 @@ def require_commuting(constraint: Constraint, allowed: tuple[type, ...], name: s
 
 
 @dataclass(frozen=True)
-class Scalar(_Fixed):
+class Scalar(Fixed):
     """P = `scale` (a positive number, or one a sample, shape (batch,)): plain gradient steps.
 
     With `scale` = 1 / curvature the relative residual of x is in the units of x.
@@ -126,7 +126,7 @@ class Scalar(_Fixed):
 
 
 @dataclass(frozen=True)
-class Normalized(_Fixed):
+class Normalized(Fixed):
     """P g = g / |g|_2 of each sample: a step of length `rate`.
 
     At a constant rate it has no interior fixed point: give it a schedule or an active constraint.
@@ -154,7 +154,7 @@ class Normalized(_Fixed):
 
 
 @dataclass(frozen=True)
-class Sign(_Fixed):
+class Sign(Fixed):
     """P g = sign(g): the steepest step in the maximum norm, for `LinfBall`, `Box` and their intersections. Needs a schedule,
     as `Normalized`."""
 
@@ -177,7 +177,7 @@ class Sign(_Fixed):
 
 
 @dataclass(frozen=True)
-class Diagonal(_Fixed):
+class Diagonal(Fixed):
     """P = diag(`inverse`), positive, of shape (batch, ...) as x or (1, ...): inverse curvatures of the coordinates."""
 
     inverse: Tensor = field(repr=False)
@@ -212,7 +212,7 @@ class Diagonal(_Fixed):
 
 
 @dataclass(frozen=True)
-class Matrix(_Fixed):
+class Matrix(Fixed):
     """P = `inverse`, symmetric and positive, (d, d) or (1, d, d) for all samples or (batch, d, d), for x of d numbers.
 
     Made by `inverse_of(gauss_newton(...))`: the inverse of a Gauss-Newton matrix, so P g is about the distance to the

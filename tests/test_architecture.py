@@ -14,7 +14,7 @@ LAYERS = [
     {"constraint", "krylov", "solver", "solution"},
     {"precondition", "intersection", "book", "accelerated"},
     {"fixed_point"},
-    {"problem", "optimizer", "regularize", "input_memory", "step", "damped"},
+    {"problem", "optimizer", "regularize", "input_memory", "step", "damped", "low_rank"},
     {"joint", "curvature", "cuda_graph"},
     {"automatic"},
     {"solve"},

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from jiio import LBFGS, Box, Delayed, LowRank, Problem, Scalar, State, Step, nested, solve
+from jiio.automatic import automatic
+from jiio.curvature import leading, response
+from jiio.solution import Work
+
+DOUBLE = torch.float64
+
+
+def steep(size: int, count: int = 3, *, numbers: int = 40, decay: float = 1.0) -> tuple[Problem, State]:
+    """Tanh cells driven along directions of ever smaller weight, so that a few curvatures are far above the others."""
+    generator = torch.Generator().manual_seed(0)
+    W = 0.7 * torch.linalg.qr(torch.randn(numbers, numbers, generator=generator, dtype=DOUBLE)).Q
+    weight = torch.arange(1, size + 1, dtype=DOUBLE) ** -decay
+    U = torch.randn(numbers, size, generator=generator, dtype=DOUBLE) * weight
+    target = torch.tanh(torch.randn(count, numbers, generator=generator, dtype=DOUBLE))
+
+    def f(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(z @ W.T + x @ U.T)
+
+    def cost(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return (z - y).square().sum(1) + 0.01 * x.square().sum(1)
+
+    problem = Problem(f, cost, context=(target,))
+    return problem, problem.start(torch.zeros(count, size, dtype=DOUBLE), torch.zeros(count, numbers, dtype=DOUBLE))
+
+
+def rule(batch: int = 2) -> LowRank:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.linalg.qr(torch.randn(batch, 6, 2, generator=generator, dtype=DOUBLE)).Q
+    values = 1 + torch.rand(batch, 2, generator=generator, dtype=DOUBLE)
+    return LowRank(vectors, values, torch.full((batch, 1), 0.5, dtype=DOUBLE), 0.3)
+
+
+def test_a_low_rank_step_is_the_product_with_its_matrix() -> None:
+    made, gradient = rule(), torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    V, eye = made.vectors, torch.eye(6, dtype=DOUBLE)
+    P = V @ torch.diag_embed(1 / made.values) @ V.mT + (eye - V @ V.mT) / made.rest[:, :, None]
+    wanted = (P @ gradient.flatten(1)[:, :, None]).view_as(gradient)
+    assert torch.allclose(made.direction(gradient), wanted)
+    assert torch.allclose(made.select(torch.tensor([1])).direction(gradient[1:]), wanted[1:])
+    assert torch.allclose(rule(1).direction(gradient)[1:], rule(1).direction(gradient[1:]))
+
+
+def test_what_a_low_rank_step_does_not_fit_is_refused() -> None:
+    problem, start = steep(6)
+    with pytest.raises(ValueError, match=r"vectors \(batch or 1, d, k\) for x of d numbers; got \(2, 6, 2\)"):
+        solve(problem, start, step=Step(rule(2)))
+    boxed = Problem(problem.f, problem.cost, Box(-1.0, 1.0), problem.context)
+    with pytest.raises(ValueError, match="a low-rank preconditioner"):
+        solve(boxed, start, step=Step(rule(3)))
+
+
+def test_the_leading_curvatures_are_those_of_the_whole_matrix() -> None:
+    """From below, exact where nothing lies beyond the rank; directions in which there is no curvature do no harm."""
+    problem, start = steep(90, decay=2.0)
+    z = solve(problem, start, max_steps=1, on_failure="ignore").value.z
+    x = start.x + 0.1
+    _, whole = response(problem, z, x, tol=1e-8)
+    values, vectors, slope = leading(problem, z, x, 4, tol=1e-8, work=Work())
+    exact = torch.linalg.eigvalsh(whole).flip(1)[:, :4]
+    assert bool((values <= 1.001 * exact).all())
+    assert torch.allclose(values[:, 0], exact[:, 0], rtol=0.02)
+    assert bool((values[:, 1:3] > 0.4 * exact[:, 1:3]).all())
+    assert torch.allclose(vectors.mT @ vectors, torch.eye(4, dtype=DOUBLE).expand(3, 4, 4), atol=1e-8)
+    along = (vectors * (whole @ vectors)).sum(1)
+    assert torch.allclose(along[:, 0], exact[:, 0], rtol=0.02)
+    assert bool((slope > 0).all())
+    thin = Problem(lambda z, x: 0.5 * torch.tanh(z) + x[:, :2], lambda z, x: z.square().sum(1))
+    flat = thin.start(torch.ones(2, 80, dtype=DOUBLE), torch.zeros(2, 2, dtype=DOUBLE))
+    found, _, _ = leading(thin, solve(thin, flat, max_steps=1, on_failure="ignore").value.z, flat.x, 4, work=Work())
+    assert bool((found[:, 0] > 0).all()) and bool((found[:, 2:] < 1e-9 * found[:, :1]).all())
+
+
+def test_a_large_input_with_a_few_steep_directions_is_solved_for_by_default() -> None:
+    """With the largest curvature alone 300 steps end unconverged at a fifth more."""
+    problem, start = steep(200)
+    step, solver = automatic(problem, start, work=Work())
+    assert isinstance(step.rule, LowRank) and isinstance(solver, Delayed)
+    found = solve(problem, start, max_steps=300)
+    largest = float(step.rule.values.amax() * 10)
+    alone = solve(
+        problem, start, step=Step(Scalar(0.5, 1 / largest)), solver=solver, max_steps=300, on_failure="ignore"
+    )
+    assert bool(found.converged.all())
+    quasi = nested(problem, start, optimizer=LBFGS(), rounds=200, warm=True, solve_tol=1e-4)
+    assert float(found.cost.mean()) < 1.05 * float(quasi.cost.mean())
+    assert float(found.cost.mean()) < 0.9 * float(alone.cost.mean())
+
+
+def test_samples_do_not_depend_on_their_batch() -> None:
+    problem, start = steep(80)
+    step, _ = automatic(problem, start, work=Work())
+    one, _ = automatic(
+        problem.select(torch.tensor([2])), start._replace(z=start.z[2:], mu=start.mu[2:], x=start.x[2:]), work=Work()
+    )
+    assert isinstance(step.rule, LowRank) and isinstance(one.rule, LowRank)
+    gradient = torch.randn(3, 80, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    assert torch.allclose(step.rule.direction(gradient)[2:], one.rule.direction(gradient[2:]), rtol=1e-8)
