@@ -257,7 +257,7 @@ def show_damages(title: str, report: dict[str, Any], damages: Sequence[str] = DA
     lines = [
         [name, *(f"{v[f'ssim_{key}']['mean']:.3f}" for key in (*IN_RANGE, *POSTERIOR))] for name, v in chosen.items()
     ]
-    header = ("damage", *IN_RANGE.values(), *(f"posterior: {label}" for label in POSTERIOR.values()))
+    header = ("damage", *IN_RANGE.values(), *(f"posterior:\n{label}" for label in POSTERIOR.values()))
     show("SSIM of the same images, known pixels of a hole kept", header, lines)
     solves = [
         [name, f"{100 * v['converged']['mean']:.1f} %", with_interval(v["evaluations"], 0)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jiio.app.evaluate import Quality, enlarged, evaluate_damage
+from jiio.app.evaluate import IN_RANGE, POSTERIOR, Quality, enlarged, evaluate_damage, show_damages
 from jiio.app.frechet import show_frechet
 from jiio.app.main import main
 from jiio.app.run_folder import RunFolder
@@ -130,3 +130,15 @@ def test_the_figures_are_those_of_the_restored_images(run: Path) -> None:
     assert found["psnr_posterior"] == pytest.approx(psnr(posterior_mean(model, restored, measurement), images))
     assert found["psnr_baseline"] == pytest.approx(psnr(baseline.restore(measurement)[0], images))
     assert found["ssim_restored"] == pytest.approx(float(ssim(restored, images).mean()), rel=1e-4)
+
+
+def test_no_header_is_cut_off_in_eighty_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    value = {"mean": 0.5, "low": 0.5, "high": 0.5}
+    keys = (f"{figure}_{key}" for figure in ("psnr", "ssim") for key in (*IN_RANGE, *POSTERIOR))
+    figures = {key: value for key in ("converged", "evaluations", *keys)}
+    show_damages("Restoration", {"superresolution": figures}, ["superresolution"])
+    shown = capsys.readouterr().out
+    assert "SSIM" in shown and "…" not in shown
