@@ -163,8 +163,8 @@ def posterior_mean(model: LatentModel, restored: Tensor, measurement: Measuremen
     """The mean of the image given its latent and y, where images stray from the generator's range by a residual of their own
     (`Residual`): of the shape of `restored` (batch, channels, height, width), neither confined to the range nor clipped.
 
-    Pixels measured without noise are kept (to 1e-4 of y - h), noisy ones weighed against what the range and their neighbours
-    say, means over blocks met, and hidden pixels joined to those about them.
+    Pixels measured without noise are kept (to 1e-3 of y - h or so), noisy ones weighed against what the range and their
+    neighbours say, means over blocks met, and hidden pixels joined to those about them.
     """
     residual = Residual(model.residual_variance, model.residual_spectrum)
     with torch.no_grad():
