@@ -64,22 +64,27 @@ class Residual:
         """
         y, operator, parameters = measurement.y, measurement.operator, measurement.parameters
         noise = max(measurement.sigma**2, NOISELESS * float(self.variance.min()))
+        # V and the steps in double precision: in single, wide blurs ended further off than they began, uncorrected. The
+        # operator in that of the measurement: one with weights of its own works in no other.
+        residual = Residual(self.variance.double(), self.spectrum.double())
+
+        def corrected(w: Tensor) -> Tensor:
+            """V A^T w."""
+            return residual.covariance(operator.adjoint(w.view_as(y).to(y.dtype), *parameters).double())
 
         def covariance(w: Tensor) -> Tensor:
-            w = w.view_as(y)
-            back = self.covariance(operator.adjoint(w, *parameters))
-            return (operator.apply(back, *parameters) + noise * w).flatten(1)
+            return operator.apply(corrected(w).to(y.dtype), *parameters).flatten(1) + noise * w
 
-        rest = (y - operator.apply(restored, *parameters)).flatten(1)
-        inverse = None if measurement.mixes else self._inverse(measurement, noise)
+        rest = (y - operator.apply(restored, *parameters)).flatten(1).double()
+        inverse = None if measurement.mixes else residual._inverse(measurement, noise)
         found = minres(covariance, rest, tol=INVERSION_TOL, max_steps=INVERSION_STEPS, preconditioner=inverse)
-        return restored + self.covariance(operator.adjoint(found.value.view_as(y), *parameters))
+        return restored + corrected(found.value).to(restored.dtype)
 
     def _inverse(self, measurement: Measurement, noise: float) -> Callable[[Tensor], Tensor]:
         """About the inverse of A V A^T + noise for a mask: that of V + noise, cut to the pixels that are known. Exact where all
         are, and of one variance."""
         y = measurement.y
-        known = y.new_ones(1) if measurement.mask is None else (measurement.mask > 0).to(y)
+        known = self.variance.new_ones(1) if measurement.mask is None else (measurement.mask > 0).to(self.variance)
         both = self.variance + noise
         share = self.variance.sum() / both.sum()
         spectrum = share * self.spectrum + (1 - share)

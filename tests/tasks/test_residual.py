@@ -86,3 +86,17 @@ def test_one_independent_pixel_says_nothing_of_another() -> None:
 def test_images_that_a_model_makes_exactly_leave_a_residual_that_can_be_used() -> None:
     residual, images = Residual.fit(torch.zeros(4, 1, 4, 4)), torch.full((1, 1, 4, 4), 0.5)
     assert torch.allclose(residual.posterior_mean(images, measure(Hole(2), images)), images)
+
+
+def test_single_precision_undoes_a_wide_blur_as_double_does() -> None:
+    """Steps in single precision ended further off than they began, so that nothing was corrected."""
+    falling = (1 + torch.arange(8.0)[:, None] + torch.arange(8.0)) ** -3
+    residual = Residual(torch.logspace(-2, 0, 64).view(1, 8, 8), (64 * falling / falling.sum())[None])
+    double = Residual(residual.variance.double(), residual.spectrum.double())
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    restored = images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(4))
+    found = residual.posterior_mean(restored, measure(GaussianBlur(2.0), images))
+    wanted = double.posterior_mean(restored.double(), measure(GaussianBlur(2.0), images.double()))
+    error = (found - wanted).flatten(1).norm(dim=1) / (wanted - restored).flatten(1).norm(dim=1)
+    assert found.dtype == torch.float32
+    assert float(error.max()) < 0.2
