@@ -100,3 +100,18 @@ def test_single_precision_undoes_a_wide_blur_as_double_does() -> None:
     error = (found - wanted).flatten(1).norm(dim=1) / (wanted - restored).flatten(1).norm(dim=1)
     assert found.dtype == torch.float32
     assert float(error.max()) < 0.2
+
+
+def test_a_cosine_that_is_in_no_training_image_may_be_in_the_next() -> None:
+    found = Residual.fit(torch.tensor([1.0, -1.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4))
+    assert float(found.spectrum.min() / found.spectrum.mean()) == pytest.approx(1e-4, rel=0.01)
+
+
+def test_under_a_mask_twenty_steps_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the inverse of all pixels guides them; without it they leave more than a quarter."""
+    residual, images = smooth(), torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(2)).double()
+    measurement, restored = measure(Hole(2), images), torch.full_like(images, 0.4)
+    wanted = residual.posterior_mean(restored, measurement)
+    monkeypatch.setattr("jiio.tasks.residual.INVERSION_STEPS", 20)
+    found = residual.posterior_mean(restored, measurement)
+    assert float((found - wanted).norm() / (wanted - restored).norm()) < 0.01
