@@ -78,19 +78,18 @@ def test_the_leading_curvatures_are_those_of_the_whole_matrix() -> None:
 
 
 def test_a_large_input_with_a_few_steep_directions_is_solved_for_by_default() -> None:
-    """With the largest curvature alone 300 steps end unconverged at a fifth more."""
+    """With the largest curvature alone, its residual as strict, two of three take more than 300 steps, at a higher cost."""
     problem, start = steep(200)
     step, solver = automatic(problem, start, work=Work())
     assert isinstance(step.rule, LowRank) and isinstance(solver, Delayed)
     found = solve(problem, start, max_steps=300)
-    largest = float(step.rule.values.amax() * 10)
-    alone = solve(
-        problem, start, step=Step(Scalar(0.5, 1 / largest)), solver=solver, max_steps=300, on_failure="ignore"
-    )
+    plain = Step(Scalar(0.05, scale=10 / step.rule.values[:, 0]))
+    alone = solve(problem, start, step=plain, solver=solver, max_steps=300, on_failure="ignore")
     assert bool(found.converged.all())
     quasi = nested(problem, start, optimizer=LBFGS(), rounds=200, warm=True, solve_tol=1e-4)
     assert float(found.cost.mean()) < 1.05 * float(quasi.cost.mean())
-    assert float(found.cost.mean()) < 0.9 * float(alone.cost.mean())
+    assert not bool(alone.converged.all()) and int(found.steps.max()) < 100
+    assert float(found.cost.mean()) < float(alone.cost.mean())
 
 
 def test_samples_do_not_depend_on_their_batch() -> None:
