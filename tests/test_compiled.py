@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,6 +37,18 @@ def test_the_same_steps_to_the_same_point(rule: str) -> None:
     assert usual.steps.tolist() == compiled.steps.tolist()
     assert float((compiled.value.x - exact.solution().x).abs().max()) < 1e-6
     assert float((usual.value.x - compiled.value.x).abs().max()) < 1e-12
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch's own backend needs a C++ compiler")
+def test_the_same_steps_with_the_backend_that_users_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "BACKEND", "inductor")
+    exact = linear_quadratic()
+    before = counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_hit"]
+    usual, compiled = pair(exact.problem(), exact.start(), Step(0.02))
+    assert counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_hit"] > before
+    assert bool(compiled.converged.all()) and not counters["graph_break"]
+    assert usual.steps.tolist() == compiled.steps.tolist()
+    assert float((usual.value.x - compiled.value.x).abs().max()) < 1e-10
 
 
 @pytest.mark.parametrize(
