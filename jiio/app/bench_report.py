@@ -69,8 +69,11 @@ def figure(results: list[dict[str, Any]], path: Path) -> Path:
     colours = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(names)}
     for (left, right), result in zip(axes, results, strict=True):
         for name in names:
-            rows = [row for row in result["rows"] if row["method"] == name and row["reached"]]
+            all_rows = [row for row in result["rows"] if row["method"] == name]
+            rows = [row for row in all_rows if row["reached"]]
             if not rows:
+                if all_rows:
+                    right.plot([], color=colours[name], label=f"{name}: no target reached")
                 continue
             shares = [float(row["share"]) for row in rows]
             style: dict[str, Any] = {"color": colours[name], "label": name, "marker": "o", "markersize": 3}

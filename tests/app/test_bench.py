@@ -12,6 +12,7 @@ import torch
 
 from jiio.app import bench
 from jiio.app.bench_cases import adaptation_case, attack_case
+from jiio.app.bench_report import figure
 from jiio.app.commands_bench import Bench, chosen
 from jiio.app.main import main
 from jiio.load import packaged
@@ -106,6 +107,23 @@ def test_an_adaptation_is_compared_with_nested_methods() -> None:
     found = measured(adaptation_case("tiny", model, images, ways=2, prior=0.02))
     assert methods_of(found["rows"]) == FREE | OTHERS - {"TorchDEQ, PGD"}
     assert set(found["step_cost"]) == {"1", "2"}
+
+
+def test_the_figure_names_methods_that_reached_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr("jiio.app.bench_report.save", lambda canvas, path: shown.append(canvas) or path)
+    rows = [
+        {
+            "method": method,
+            "share": "1.5",
+            "reached": reached,
+            **dict.fromkeys(("work", "seconds", "fastest", "slowest"), 1.0),
+        }
+        for method, reached in (("joint", True), ("joint, published settings", False))
+    ]
+    figure([{"problem": "inpainting", "model": "tiny", "rows": rows}], tmp_path / "bench.png")
+    labels = [text.get_text() for text in shown[0].axes[1].get_legend().get_texts()]
+    assert set(labels) == {"joint", "joint, published settings: no target reached"}
 
 
 def test_a_comparison_can_be_restricted_to_some_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
