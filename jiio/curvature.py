@@ -119,8 +119,8 @@ def response(
 def leading(
     problem: Problem, z: Tree, x: Tensor, rank: int, *, tol: float = LINEAR_TOL, work: Work
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """About the `rank` largest curvatures of each sample's reduced problem, falling, (batch, rank), their directions,
-    (batch, d, rank), and the norm of its gradient, (batch,).
+    """About the `rank` largest curvatures of each sample's reduced problem, in absolute value, falling, (batch, rank), their
+    directions, (batch, d, rank), and the norm of its gradient, (batch,).
 
     By the Nystrom approximation of the Gauss-Newton matrix H from its products with `rank` directions Q, the gradient's and
     seeded random ones (Halko, Martinsson and Tropp 2011, section 5.4): estimates from below, in the time of `rank` tangents and
@@ -140,9 +140,10 @@ def leading(
     HQ = torch.stack([product(q) for q in Q.unbind(2)], dim=2).double()
     core = Q.mT.double() @ HQ
     values, vectors = torch.linalg.eigh(_finite((core + core.mT) / 2))
-    # H is nearly HQ core^-1 (HQ)^T; directions in which Q saw no curvature are left out of the inverse
-    usable = values > RANK_FLOOR * values[:, -1:]
-    root = HQ @ (vectors * torch.where(usable, values.abs().rsqrt(), 0.0)[:, None])
+    # H is nearly HQ core^-1 (HQ)^T; downwards curvature counts as much as upwards, and what Q saw none of is left out
+    values = values.abs()
+    usable = values > RANK_FLOOR * values.amax(1, keepdim=True)
+    root = HQ @ (vectors * torch.where(usable, values.rsqrt(), 0.0)[:, None])
     found, size, _ = torch.linalg.svd(_finite(root), full_matrices=False)
     return size.square().to(x.dtype), found.to(x.dtype), torch.linalg.vector_norm(gradient, dim=1)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jiio import LBFGS, Box, Delayed, LowRank, Problem, Scalar, State, Step, nested, solve
+from jiio import LBFGS, Box, Delayed, LowRank, Problem, Scalar, State, Status, Step, nested, solve
 from jiio.automatic import automatic
 from jiio.curvature import leading, response
 from jiio.solution import Work
@@ -90,6 +90,25 @@ def test_a_large_input_with_a_few_steep_directions_is_solved_for_by_default() ->
     assert float(found.cost.mean()) < 1.05 * float(quasi.cost.mean())
     assert not bool(alone.converged.all()) and int(found.steps.max()) < 100
     assert float(found.cost.mean()) < float(alone.cost.mean())
+
+
+def test_a_curvature_downwards_bounds_steps_as_one_upwards_does() -> None:
+    """Left out, it made the first step a thousand times too long, and every sample DIVERGED."""
+    generator = torch.Generator().manual_seed(0)
+    U = torch.randn(40, 200, generator=generator) / 14
+    target, first = torch.randn(4, 40, generator=generator), 0.01 * torch.randn(4, 200, generator=generator)
+
+    def cost(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return -(z - y).square().sum(1) + 0.001 * x.pow(4).sum(1)
+
+    problem = Problem(lambda z, x, y: 0.5 * torch.tanh(z) + x @ U.T, cost, context=(target,))
+    start = problem.start(first, torch.zeros(4, 40))
+    z = solve(problem, start, max_steps=1, on_failure="ignore").value.z
+    values, _, _ = leading(problem, z, start.x, 4, work=Work())
+    assert torch.allclose(values[:, 0], torch.full((4,), 20.0), rtol=0.5)
+    solution = solve(problem, start, max_steps=100, on_failure="ignore")
+    assert float(solution.cost.max()) < -100
+    assert not bool((solution.status == int(Status.DIVERGED)).any())
 
 
 def test_samples_do_not_depend_on_their_batch() -> None:
