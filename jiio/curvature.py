@@ -119,12 +119,12 @@ def response(
 def leading(
     problem: Problem, z: Tree, x: Tensor, rank: int, *, tol: float = LINEAR_TOL, work: Work
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """About the `rank` largest curvatures of each sample's reduced problem, in absolute value, falling, (batch, rank), their
-    directions, (batch, d, rank), and the norm of its gradient, (batch,).
+    """About the `rank` largest curvatures of each sample's reduced problem, whatever their sign, as positive numbers, falling,
+    (batch, rank), their directions, (batch, d, rank), and the norm of its gradient, (batch,).
 
     By the Nystrom approximation of the Gauss-Newton matrix H from its products with `rank` directions Q, the gradient's and
-    seeded random ones (Halko, Martinsson and Tropp 2011, section 5.4): estimates from below, in the time of `rank` tangents and
-    as many adjoint solves. tol: of these.
+    seeded random ones (Halko, Martinsson and Tropp 2011, section 5.4): estimates from below where no curvature is negative, in
+    the time of `rank` tangents and as many adjoint solves. tol: of these.
     """
     linear = Linearization(problem, z, x, work=work, tol=tol)
     generator = torch.Generator().manual_seed(0)
@@ -140,10 +140,10 @@ def leading(
     HQ = torch.stack([product(q) for q in Q.unbind(2)], dim=2).double()
     core = Q.mT.double() @ HQ
     values, vectors = torch.linalg.eigh(_finite((core + core.mT) / 2))
-    # H is nearly HQ core^-1 (HQ)^T; downwards curvature counts as much as upwards, and what Q saw none of is left out
-    values = values.abs()
-    usable = values > RANK_FLOOR * values.amax(1, keepdim=True)
-    root = HQ @ (vectors * torch.where(usable, values.rsqrt(), 0.0)[:, None])
+    # H is nearly HQ core^-1 (HQ)^T; directions in which Q saw no curvature are left out of the inverse. Of |core|: along
+    # negative curvature, of a cost that is maximised or near a saddle, steps are to be as short as along positive
+    usable = values.abs() > RANK_FLOOR * values.abs().amax(1, keepdim=True)
+    root = HQ @ (vectors * torch.where(usable, values.abs().rsqrt(), 0.0)[:, None])
     found, size, _ = torch.linalg.svd(_finite(root), full_matrices=False)
     return size.square().to(x.dtype), found.to(x.dtype), torch.linalg.vector_norm(gradient, dim=1)
 
