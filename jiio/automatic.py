@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jiio import tree
 from jiio.constraint import Box, Free, L2Ball, LinfBall
-from jiio.curvature import curvature_and_slope, leading, response
+from jiio.curvature import RANK_FLOOR, curvature_and_slope, leading, response
 from jiio.damped import Damped
 from jiio.fixed_point import relative
 from jiio.joint import equilibrium
@@ -47,8 +47,8 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
 
     A free x of up to 64 coordinates: the inverse of the sample's own Gauss-Newton matrix, damped as far as needed
     (`damped_inverse`), at whole Newton steps, and its tangent, in memory an equilibrium for each coordinate.
-    A larger one: half a step of the inverse of its `RANK` largest curvatures, the last of which stands for all others, and
-    iterates that are mixed.
+    A larger one: half a step of the inverse of its `RANK` largest curvatures, the least of which that is not 0 stands for all
+    others, and iterates that are mixed.
     Otherwise plain steps of half the inverse of the largest curvature, mixed where nothing but a box holds a larger x along
     flat directions. A P of few curvatures is made so large, and its rate so small, that the residual of x tells of
     directions that are ten times as flat as the steepest.
@@ -61,8 +61,10 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
         return Step(rule, lag=MEASURED_LAG, tangent=tangent), Picard()
     if free:
         values, vectors, slope = leading(problem, z, x, RANK, tol=ROUGH, work=work)
-        values = torch.maximum(values, _least_curvature(problem, x, slope)[:, None])
-        rest = values[:, -1:]
+        # where fewer were seen, as of a cost of two numbers, other directions have no curvature at this x only
+        seen = torch.where(values > RANK_FLOOR * values[:, :1], values, values[:, :1])
+        rest = torch.maximum(seen.amin(1, keepdim=True), _least_curvature(problem, x, slope)[:, None])
+        values = torch.maximum(values, rest)
         larger = (FLATNESS * rest / values[:, :1]).clamp_min(1.0)
         rule = LowRank(vectors, values / larger, rest / larger, PART / larger[:, 0])
         return Step(rule, lag=MEASURED_LAG), MIXING
