@@ -128,7 +128,9 @@ def leading(
     """
     linear = Linearization(problem, z, x, work=work, tol=tol)
     generator = torch.Generator().manual_seed(0)
-    random = torch.randn(x[0].numel(), rank - 1, generator=generator).to(x).expand(len(x), -1, -1)
+    # whatever torch's default dtype and device, the same
+    random = torch.randn(x[0].numel(), rank - 1, generator=generator, dtype=torch.float32, device="cpu")
+    random = random.to(x).expand(len(x), -1, -1)
     gradient = linear.reduce(linear.cost_gradient).flatten(1)
     directions = torch.cat((gradient[:, :, None], random), dim=2)
     Q = torch.linalg.qr(_finite(directions.double())).Q.to(x.dtype)

@@ -120,6 +120,17 @@ def test_a_large_input_that_the_cost_sees_two_numbers_of() -> None:
     assert bool(found.converged.all()) and float(found.cost.max()) < 1e-3
 
 
+def test_a_large_step_does_not_depend_on_the_default_dtype() -> None:
+    problem, start = steep(80)
+    values, _, _ = leading(problem, start.z, start.x, 4, work=Work())
+    torch.set_default_dtype(DOUBLE)
+    try:
+        again, _, _ = leading(problem, start.z, start.x, 4, work=Work())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(values, again)
+
+
 def test_samples_do_not_depend_on_their_batch() -> None:
     problem, start = steep(80)
     step, _ = automatic(problem, start, work=Work())
