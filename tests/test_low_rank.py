@@ -131,6 +131,35 @@ def test_a_large_step_does_not_depend_on_the_default_dtype() -> None:
     assert torch.equal(values, again)
 
 
+def test_the_gradient_is_among_the_directions_that_are_looked_along() -> None:
+    """Of a thousand directions random ones hardly see a single steep one, and that is where x goes first."""
+    curvature = torch.ones(1000, dtype=DOUBLE)
+    curvature[7] = 100
+    problem = Problem(lambda z, x: 0.5 * z + 0.5 * x, lambda z, x: 0.5 * (curvature * (z - 1).square()).sum(1))
+    x = torch.zeros(2, 1000, dtype=DOUBLE)
+    values, _, _ = leading(problem, x, x, 4, tol=1e-6, work=Work())
+    assert bool((values[:, 0] > 90).all())
+
+
+def test_a_sample_that_is_not_finite_leaves_the_others_of_a_large_input_alone() -> None:
+    problem, start = steep(80)
+    wanted = solve(problem, start, max_steps=14, on_failure="ignore")
+    (target,) = problem.context
+    target = target.clone()
+    target[1, 0] = torch.nan
+    broken = Problem(problem.f, problem.cost, context=(target,))
+    found = solve(broken, start, max_steps=14, on_failure="ignore")
+    assert found.status[1] == Status.NON_FINITE
+    assert torch.allclose(found.value.x[::2], wanted.value.x[::2], rtol=0, atol=1e-10)
+
+
+def test_a_large_step_is_finite_where_there_is_no_curvature() -> None:
+    problem = Problem(lambda z, x: 0.5 * z + x, lambda z, x: z.sum(1))
+    x = torch.zeros(2, 80, dtype=DOUBLE)
+    step, _ = automatic(problem, problem.start(x, x), work=Work())
+    assert bool(step.rule.direction(torch.ones_like(x)).isfinite().all())
+
+
 def test_samples_do_not_depend_on_their_batch() -> None:
     problem, start = steep(80)
     step, _ = automatic(problem, start, work=Work())
