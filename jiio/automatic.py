@@ -24,6 +24,9 @@ from jiio.tree import Tree
 # Up to this many coordinates of x the automatic step forms each sample's own Gauss-Newton matrix.
 SMALL_INPUT = 64
 RANK = 4  # curvatures of a larger one: as dear as the largest alone by power iteration
+# Of the curvature that stands for all others, in parts of the largest: a small prior's alone was thousands of times too flat
+# for directions that are steep elsewhere (docs/experiments.md, "A large x").
+OTHERS_FLOOR = 0.03
 RATE = 1.0
 PART = 0.5  # of such a step
 MODEL_TOL = 1e-3  # of z where a model is measured
@@ -47,8 +50,8 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
 
     A free x of up to 64 coordinates: the inverse of the sample's own Gauss-Newton matrix, damped as far as needed
     (`damped_inverse`), at whole Newton steps, and its tangent, in memory an equilibrium for each coordinate.
-    A larger one: half a step of the inverse of its `RANK` largest curvatures, the least of which that is not 0 stands for all
-    others, and iterates that are mixed.
+    A larger one: half a step of the inverse of its `RANK` largest curvatures, the least of which that is not 0, or
+    `OTHERS_FLOOR` of the largest, stands for all others, and iterates that are mixed.
     Otherwise plain steps of half the inverse of the largest curvature, mixed where nothing but a box holds a larger x along
     flat directions. A P of few curvatures is made so large, and its rate so small, that the residual of x tells of
     directions that are ten times as flat as the steepest.
@@ -63,7 +66,8 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
         values, vectors, slope = leading(problem, z, x, RANK, tol=ROUGH, work=work)
         # where fewer were seen, as of a cost of two numbers, other directions have no curvature at this x only
         seen = torch.where(values > RANK_FLOOR * values[:, :1], values, values[:, :1])
-        rest = torch.maximum(seen.amin(1, keepdim=True), _least_curvature(problem, x, slope)[:, None])
+        rest = torch.maximum(seen.amin(1, keepdim=True), OTHERS_FLOOR * values[:, :1])
+        rest = torch.maximum(rest, _least_curvature(problem, x, slope)[:, None])
         values = torch.maximum(values, rest)
         larger = (FLATNESS * rest / values[:, :1]).clamp_min(1.0)
         rule = LowRank(vectors, values / larger, rest / larger, PART / larger[:, 0])

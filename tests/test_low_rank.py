@@ -106,18 +106,24 @@ def test_negative_curvature_of_a_large_input_is_as_steep_as_positive() -> None:
     assert bool(found.converged.all()) and float(found.cost.mean()) < -95  # the best is -100
 
 
-def test_a_large_input_that_the_cost_sees_two_numbers_of() -> None:
-    """Steps along directions without curvature at the start were a thousand times too long, as soon as x had moved."""
+@pytest.mark.parametrize(("prior", "bound"), [(0.0, 1e-3), (1e-3, 0.3)])
+def test_a_large_input_that_the_cost_sees_two_numbers_of(prior: float, bound: float) -> None:
+    """Steps along directions without curvature, or with a small prior's alone, were a thousand times too long, as soon as x
+    had moved."""
     generator = torch.Generator().manual_seed(3)
     A, B = (torch.randn(*shape, generator=generator, dtype=DOUBLE) for shape in ((50, 100), (2, 50)))
     x, y = torch.randn(8, 100, generator=generator, dtype=DOUBLE), torch.randn(8, 2, generator=generator, dtype=DOUBLE)
 
-    def f(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def f(z: Tensor, x: Tensor, y: Tensor, x0: Tensor) -> Tensor:
         return 0.5 * torch.tanh(z) + torch.tanh(0.3 * x @ A.T) @ B.T / 50**0.5
 
-    problem = Problem(f, lambda z, x, y: (z - y).square().sum(1), context=(0.8 * y,))
-    found = solve(problem, problem.start(x, torch.zeros(8, 2, dtype=DOUBLE)))
-    assert bool(found.converged.all()) and float(found.cost.max()) < 1e-3
+    def cost(z: Tensor, x: Tensor, y: Tensor, x0: Tensor) -> Tensor:
+        return (z - y).square().sum(1) + prior * (x - x0).square().sum(1)
+
+    problem = Problem(f, cost, context=(0.8 * y, x))
+    found = solve(problem, problem.start(x, torch.zeros(8, 2, dtype=DOUBLE)), on_failure="ignore")
+    assert float(found.cost.mean()) < bound
+    assert prior > 0 or bool(found.converged.all())
 
 
 def test_a_large_step_does_not_depend_on_the_default_dtype() -> None:
