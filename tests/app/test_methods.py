@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
 
-from jiio import LBFGS, Adam, Anderson, Problem, Step
+from jiio import LBFGS, Adam, Anderson, Problem, Scalar, Step, newton_step
 from jiio.app.compare import compare, reference_cost, resolve
 from jiio.app.methods import Handover, Joint, Method, Nested, NestedSteps, TorchDEQ
 from jiio.solution import Work
+from jiio.tree import Tree
 from tests.problems import linear_quadratic
 
 EXACT = linear_quadratic()
@@ -76,3 +79,23 @@ def test_what_can_not_be_solved_again_has_reached_no_target() -> None:
     best = reference_cost(problem, [start], [JOINT], steps=5)
     rows, _ = compare({"joint": JOINT}, problem, start, targets={"near": best}, budgets={"joint": 5}, repeats=1)
     assert [(row.steps, row.resolved) for row in rows] == [(None, False)]
+
+
+def test_nested_steps_take_z_along_and_keep_their_rule_up_to_date() -> None:
+    """With the exact tangent of a linear map each solve after the first finds z where it belongs."""
+    problem, start = EXACT.problem(), EXACT.start()
+    step = newton_step(problem, start)
+    assert step.tangent is not None
+    carried = NestedSteps(step, 1e-2).run(problem, start, 10, None)
+    left = NestedSteps(Step(step.rule), 1e-2).run(problem, start, 10, None)
+    assert carried.f < left.f
+    met: list[int] = []
+
+    @dataclass(frozen=True)
+    class Noting(Scalar):
+        def refresh(self, z: Tree, x: Tensor, k: int, lag: Tensor) -> Noting:
+            met.append(k)
+            return self
+
+    NestedSteps(Step(Noting(0.05))).run(problem, start, 3, None)
+    assert met == [0, 1, 2, 3]
