@@ -12,6 +12,7 @@ import torch
 
 from jiio.app import bench
 from jiio.app.bench_cases import adaptation_case, attack_case
+from jiio.app.bench_cases import chosen as rows_of
 from jiio.app.bench_report import figure
 from jiio.app.commands_bench import Bench, chosen
 from jiio.app.main import main
@@ -107,6 +108,12 @@ def test_an_adaptation_is_compared_with_nested_methods() -> None:
     found = measured(adaptation_case("tiny", model, images, ways=2, prior=0.02))
     assert methods_of(found["rows"]) == FREE | OTHERS - {"TorchDEQ, PGD"}
     assert set(found["step_cost"]) == {"1", "2"}
+
+
+def test_settings_are_chosen_on_other_images_than_are_measured() -> None:
+    measured_on, tuned_on = rows_of(360)
+    assert len(measured_on) > 0 and len(tuned_on) > 0
+    assert not set(measured_on.tolist()) & set(tuned_on.tolist())
 
 
 def test_the_figure_names_methods_that_reached_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
