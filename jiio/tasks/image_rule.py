@@ -43,7 +43,7 @@ class ImageRule:
     readout: z -> image.  tangent: (pixels, latent).  spread: (latent, latent).  weight: (batch, pixels).
     prior: x -> its precision, (latent, latent) or one for each sample.
     measurement: of an operator A that mixes pixels: the matrix is then believed |A diag(slope) t|^2 in place of the sum, with
-    believed (batch,).
+    believed (batch,), 1 where it is not given.
     """
 
     readout: Callable[[Any], Tensor]
@@ -65,10 +65,11 @@ class ImageRule:
         with torch.no_grad():
             slope = self.slope(self.readout(z)).flatten(1).square() + DAMPING
             weight = self.weight * slope
-            if self.measurement is None or self.believed is None:
+            if self.measurement is None:
                 matrix = (self.tangent.T * weight[:, None]) @ self.tangent
             else:
-                matrix = self.believed[:, None, None] * self._mixed(self.measurement, slope.sqrt())
+                matrix = self._mixed(self.measurement, slope.sqrt())
+                matrix = matrix if self.believed is None else self.believed[:, None, None] * matrix
             matrix = matrix + self.prior(x) + weight.sum(1)[:, None, None] * self.spread
             # a sample that is not finite keeps a P that is not: it shows in its residual
             inverse, _ = torch.linalg.inv_ex(matrix)
