@@ -63,20 +63,24 @@ def automatic(problem: Problem, start: State, *, work: Work) -> tuple[Step, Solv
         rule = damped_inverse(problem, start, tangent, matrix, metric_of(tangent), rate=RATE, work=work)
         return Step(rule, lag=MEASURED_LAG, tangent=tangent), Picard()
     if free:
-        values, vectors, slope = leading(problem, z, x, RANK, tol=ROUGH, work=work)
-        # where fewer were seen, as of a cost of two numbers, other directions have no curvature at this x only
-        seen = torch.where(values > RANK_FLOOR * values[:, :1], values, values[:, :1])
-        rest = torch.maximum(seen.amin(1, keepdim=True), OTHERS_FLOOR * values[:, :1])
-        rest = torch.maximum(rest, _least_curvature(problem, x, slope)[:, None])
-        values = torch.maximum(values, rest)
-        larger = (FLATNESS * rest / values[:, :1]).clamp_min(1.0)
-        rule = LowRank(vectors, values / larger, rest / larger, PART / larger[:, 0])
-        return Step(rule, lag=MEASURED_LAG), MIXING
+        return Step(_low_rank(problem, z, x, work=work), lag=MEASURED_LAG), MIXING
     largest, slope = curvature_and_slope(problem, z, x, tol=ROUGH, work=work)
     largest = torch.maximum(largest, _least_curvature(problem, x, slope))
     if x[0].numel() > SMALL_INPUT and isinstance(problem.constraint, Box):
         return Step(Scalar(PART / FLATNESS, scale=FLATNESS / largest)), MIXING
     return Step(Scalar(PART, scale=1 / largest)), Picard()
+
+
+def _low_rank(problem: Problem, z: Tree, x: Tensor, *, work: Work) -> LowRank:
+    """The rule of `automatic` for a large free x."""
+    values, vectors, slope = leading(problem, z, x, RANK, tol=ROUGH, work=work)
+    # where fewer were seen, as of a cost of two numbers, other directions have no curvature at this x only
+    seen = torch.where(values > RANK_FLOOR * values[:, :1], values, values[:, :1])
+    rest = torch.maximum(seen.amin(1, keepdim=True), OTHERS_FLOOR * values[:, :1])
+    rest = torch.maximum(rest, _least_curvature(problem, x, slope)[:, None])
+    values = torch.maximum(values, rest)
+    larger = (FLATNESS * rest / values[:, :1]).clamp_min(1.0)
+    return LowRank(vectors, values / larger, rest / larger, PART / larger[:, 0])
 
 
 def newton_step(problem: Problem, start: State, *, rate: float = RATE) -> Step:

@@ -16,8 +16,8 @@ from jiio.tree import Tree
 
 LINEAR_STEPS = 60
 LINEAR_TOL = 1e-2
-RANK_FLOOR = 1e-6  # of curvatures along given directions, in parts of the largest
 LINEAR_SOLVER = Anderson(5)
+RANK_FLOOR = 1e-6  # of curvatures along given directions, in parts of the largest
 
 
 class Linearization:
@@ -67,6 +67,11 @@ class Linearization:
             return [p + v for p, v in zip(self.pull(mu)[:-1], v_z, strict=True)]
 
         return self.pull(_linear_fixed_point(adjoint, v_z, self.tol))[-1] + gradient[-1].detach()
+
+    def product(self, dx: Tensor) -> Tensor:
+        """The Gauss-Newton matrix of x -> cost(z*(x), x) times dx: a tangent, a product with the Hessian of cost, an adjoint
+        solve."""
+        return self.reduce(self.cost_hessian((*self.tangent(dx), dx)))
 
 
 def _linear_fixed_point(
@@ -134,18 +139,14 @@ def leading(
     gradient = linear.reduce(linear.cost_gradient).flatten(1)
     directions = torch.cat((gradient[:, :, None], random), dim=2)
     Q = torch.linalg.qr(_finite(directions.double())).Q.to(x.dtype)
-
-    def product(q: Tensor) -> Tensor:
-        dx = q.view_as(x)
-        return linear.reduce(linear.cost_hessian((*linear.tangent(dx), dx))).flatten(1)
-
-    HQ = torch.stack([product(q) for q in Q.unbind(2)], dim=2).double()
+    HQ = torch.stack([linear.product(q.view_as(x)).flatten(1) for q in Q.unbind(2)], dim=2).double()
     core = Q.mT.double() @ HQ
     values, vectors = torch.linalg.eigh(_finite((core + core.mT) / 2))
     # H is nearly HQ core^-1 (HQ)^T; directions in which Q saw no curvature are left out of the inverse. Of |core|: along
     # negative curvature, of a cost that is maximised or near a saddle, steps are to be as short as along positive
-    usable = values.abs() > RANK_FLOOR * values.abs().amax(1, keepdim=True)
-    root = HQ @ (vectors * torch.where(usable, values.abs().rsqrt(), 0.0)[:, None])
+    values = values.abs()
+    usable = values > RANK_FLOOR * values.amax(1, keepdim=True)
+    root = HQ @ (vectors * torch.where(usable, values.rsqrt(), 0.0)[:, None])
     found, size, _ = torch.linalg.svd(_finite(root), full_matrices=False)
     return size.square().to(x.dtype), found.to(x.dtype), torch.linalg.vector_norm(gradient, dim=1)
 
@@ -194,7 +195,6 @@ def curvature_and_slope(
     for _ in range(steps):
         size = tree.norm(direction).clamp_min(torch.finfo(x.dtype).tiny)
         direction = direction / tree.wide(size, x)
-        product = linear.cost_hessian((*linear.tangent(direction), direction))
-        direction = linear.reduce(product)
+        direction = linear.product(direction)
         value = torch.maximum(value, tree.norm(direction))
     return value, slope

@@ -45,14 +45,14 @@ def attack_and_write(
     sizes = offset.norm(dim=1) if threat.norm == "l2" else offset.abs().amax(1)
     with torch.no_grad():
         predictions = model(stored).argmax(1)
+    targets[0].parent.mkdir(parents=True, exist_ok=True)
     for file, image, before, after, size in zip(
         targets, stored, answers.tolist(), predictions.tolist(), sizes.tolist(), strict=True
     ):
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_image(image, file)
         console.print(f"{file}: {outcome(before, after, target, threat)}; {threat.norm} distance {size:.2f}")
-    picture = targets[0].parent / PICTURE
-    _picture(images.cpu(), stored.cpu(), answers.tolist(), predictions.tolist(), picture)
+    place = targets[0].parent / PICTURE
+    picture = _picture(images.cpu(), stored.cpu(), answers.tolist(), predictions.tolist(), place)
     console.print(f"side by side: {picture}")
     return {
         "files": [str(file) for file in targets],
@@ -69,8 +69,9 @@ def _off_target(paths: Sequence[Path], answers: Tensor, target: int | None) -> l
     rows = [row for row, answer in enumerate(answers.tolist()) if answer != target]
     if not rows:
         raise UserError(f"the model takes every image for {target} as it is: give another --target, or none")
-    for row in sorted({*range(len(paths))} - {*rows}):
-        console.print(f"{paths[row]}: already {target}, not attacked")
+    for path, answer in zip(paths, answers.tolist(), strict=True):
+        if answer == target:
+            console.print(f"{path}: already {target}, not attacked")
     return rows
 
 

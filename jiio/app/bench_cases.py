@@ -46,7 +46,7 @@ RADII = (0.3, 1.0, 3.0, 10.0)  # steps of an attack in radii
 
 def generator_cases(name: str, model: Generator, train: Tensor, test: Tensor, *, prior: float) -> Iterator[Case]:
     """Reconstruction and inpainting of a batch of test images; tuned on others."""
-    measured, tuned = chosen(len(test))
+    measured, tuned = rows_of(len(test))
     parts = test[tuned], test[measured], test[measured[:1]]
     first = train[:MATRIX_IMAGES].to(device_of(model))
     x = model.guess(first)
@@ -66,7 +66,7 @@ def generator_cases(name: str, model: Generator, train: Tensor, test: Tensor, *,
         )
 
 
-def chosen(count: int) -> tuple[Tensor, Tensor]:
+def rows_of(count: int) -> tuple[Tensor, Tensor]:
     """(what is measured, what settings are chosen on), rows of a test set of `count`; of few the second are of the first."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return order[:BATCH], order[-TUNED:]
@@ -131,7 +131,7 @@ def latent_references(batch: Batch, matrix: Tensor) -> tuple[Method, ...]:
 def attack_case(name: str, model: Classifier, test: Labelled, threat: Threat) -> Case:
     """The strongest attack on a batch of test images within the training's ball; tuned on others."""
     images, labels = test
-    rows, tuned = chosen(len(images))
+    rows, tuned = rows_of(len(images))
     tuning, measured, single = (attacked(model, images[part], labels[part], threat) for part in (tuned, rows, rows[:1]))
     return Case(
         "attack",

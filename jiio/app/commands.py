@@ -116,7 +116,14 @@ class Restore(Common):
 def restore(options: Restore) -> dict[str, Any]:
     """`jiio restore RUN IMAGE...`."""
     from jiio.app.figure import image_grid
-    from jiio.app.restore import damaged_measurement, given_measurement, read_images, restore_files, result_files
+    from jiio.app.restore import (
+        PICTURE,
+        damaged_measurement,
+        given_measurement,
+        read_images,
+        restore_files,
+        result_files,
+    )
 
     if not options.images:
         raise UserError("name at least one image file")
@@ -127,8 +134,8 @@ def restore(options: Restore) -> dict[str, Any]:
     _, model, _ = open_generator(options.run, options.device)
     if not (options.damage or options.mask or options.noise):
         raise UserError("say what is damaged: --mask, --noise or both, or --damage for clean files")
-    picture, masks = "restoration.png", [options.mask] if options.mask else []
-    written = result_files(options.images, options.output, "restored", picture=picture, spared=masks)
+    masks = [options.mask] if options.mask else []
+    written = result_files(options.images, options.output, "restored", picture=PICTURE, spared=masks)
     with user_input():
         images = read_images(options.images, model.config.image_shape)
         if options.damage:
@@ -138,14 +145,14 @@ def restore(options: Restore) -> dict[str, Any]:
     restored, solution = restore_files(model, measurement.to(options.device), written)
     shown = (("clean", images), ("damaged", measurement.y), ("restored", restored))
     rows = [(label, some[:SHOWN], None) for label, some in shown]
-    side_by_side = image_grid(rows if options.damage else rows[1:], options.output / picture)
+    picture = image_grid(rows if options.damage else rows[1:], options.output / PICTURE)
     converged = solution.converged
     for path, good in zip(written, converged.tolist(), strict=True):
         console.print(f"{path}" + ("" if good else "  [yellow](the solve did not converge)[/]"))
     steps = counted(int(solution.steps.max()), "joint step")
     console.print(f"{int(converged.sum())} of {len(converged)} converged, after at most {steps}")
-    console.print(f"side by side: {side_by_side}")
-    return {"files": [str(path) for path in written], "picture": str(side_by_side), "converged": converged.tolist()}
+    console.print(f"side by side: {picture}")
+    return {"files": [str(path) for path in written], "picture": str(picture), "converged": converged.tolist()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ from jiio.solution import Solution
 from jiio.tasks.measurement import Identity, Mask, Measurement, damage, measure
 from jiio.tasks.restoration import posterior_mean, restore
 
+PICTURE = "restoration.png"  # beside the restored files
+
 
 def read_images(paths: tuple[Path, ...], shape: tuple[int, int, int]) -> Tensor:
     """The files as images of `shape` (channels, height, width); refused when they have another size, or one name."""
@@ -81,7 +83,7 @@ def restore_files(
     """Write the posterior mean of each measured image to its target; the images and the solve behind them."""
     restored, solution = restore(model, measurement, on_failure="ignore")
     images = posterior_mean(model, restored, measurement).clamp(0, 1).cpu()
+    targets[0].parent.mkdir(parents=True, exist_ok=True)
     for target, image in zip(targets, images, strict=True):
-        target.parent.mkdir(parents=True, exist_ok=True)
         write_image(image, target)
     return images, solution

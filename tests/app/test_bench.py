@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from jiio.app import bench
-from jiio.app.bench_cases import adaptation_case, attack_case
-from jiio.app.bench_cases import chosen as rows_of
+from jiio.app.bench_cases import adaptation_case, attack_case, rows_of
 from jiio.app.bench_report import figure
 from jiio.app.commands_bench import Bench, chosen
 from jiio.app.main import main
